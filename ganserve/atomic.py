@@ -1,0 +1,121 @@
+"""Files and directories that are there whole or not at all.
+
+Everything is written to a temporary neighbour, flushed to the disk, and renamed; then the folder is flushed. A reader
+never sees half of anything, and a crash leaves the old state plus, at worst, a hidden neighbour that the next writer of
+the same name removes.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_MARK = ".tmp-"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Puts `content` at `path`, replacing what was there.
+
+    Raises:
+        OSError: the disk said no; what was at `path` is untouched.
+    """
+    with open_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write; it appears at `path` when the block ends, and not at all if the block raises."""
+    temporary = _neighbour(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A fresh directory to fill; it appears at `path` when the block ends, and not at all if the block raises.
+
+    Args:
+        path: where it goes; its parent is made if needed.
+        replace: what is at `path` gives way. There is one rename between the old and the new: a crash just there leaves
+            the old one under a hidden neighbour's name and nothing at `path`.
+
+    Raises:
+        FileExistsError: something is at `path` and `replace` is false.
+        OSError: the disk said no.
+    """
+    if path.exists() and not replace:
+        raise FileExistsError(f"{path} exists")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = _neighbour(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _sync(Path(folder) / name)
+            sync_directory(Path(folder))
+        if replace and path.exists():
+            old = _neighbour(path)
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is a neighbour that some writer has not finished, or never will."""
+    return path.name.startswith(".") and _MARK in path.name
+
+
+def sync_directory(path: Path) -> None:
+    """Flushes a directory's entries to the disk, where the platform has such a thing."""
+    if os.name == "posix":
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _neighbour(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes neighbours of `path` whose writers are dead; a living writer's is left alone."""
+    for leftover in path.parent.glob(f".{path.name}{_MARK}*"):
+        pid = int(leftover.name.rpartition(_MARK)[2].partition("-")[0])
+        if not _alive(pid):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

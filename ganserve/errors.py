@@ -1,0 +1,223 @@
+"""Every exception that ganserve raises on purpose.
+
+    GanserveError
+    ├── ConfigError                a recipe, flag or setting is wrong
+    ├── DataError                  a data set is missing, damaged or not what it says
+    ├── TrainingError
+    │   ├── RunError               no such run, or it cannot be used as asked
+    │   ├── CheckpointError        a checkpoint is missing or damaged
+    │   └── TrainingDivergedError  a loss or gradient is not finite
+    ├── ExportError
+    │   └── ParityError            what was written does not compute what PyTorch computes
+    ├── ArtifactError              an artifact is missing, damaged or not servable
+    ├── EngineError
+    │   ├── ProviderError          the requested execution provider cannot be had
+    │   ├── GoldenMismatchError    this machine does not reproduce the artifact's golden images
+    │   └── InferenceError         the session failed on these rows
+    └── RequestError               a request that gets an HTTP status instead of images
+        ├── InvalidRequestError        400
+        ├── UnauthorizedError          401
+        ├── NotFoundError              404
+        ├── MethodNotAllowedError      405
+        ├── NotAcceptableError         406
+        ├── SlowRequestError           408
+        ├── BodyTooLargeError          413
+        ├── UnsupportedMediaTypeError  415
+        ├── OverloadedError            503
+        └── DeadlineError              504
+
+A message says what is required and what was found; `hint` says what to type next. Numbers travel as attributes.
+"""
+
+from collections.abc import Mapping
+
+
+class GanserveError(Exception):
+    """Base of the tree: a message for people, and optionally what to do about it."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(GanserveError):
+    """A recipe, flag or setting is wrong; the message names the dotted key or the variable."""
+
+
+class DataError(GanserveError):
+    """A data set is missing, damaged or not what it says."""
+
+
+class TrainingError(GanserveError):
+    """Training cannot start or go on."""
+
+
+class RunError(TrainingError):
+    """No such run, or it cannot be used as asked."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint is missing or damaged."""
+
+
+class TrainingDivergedError(TrainingError):
+    """A loss or gradient is not finite; nothing was updated with it."""
+
+    def __init__(self, *, step: int, quantity: str, value: float) -> None:
+        super().__init__(
+            f"training diverged at step {step}: {quantity} is {value}",
+            hint="lower optimizer.lr, or resume from the last checkpoint with another seed",
+        )
+        self.step = step
+        self.quantity = quantity
+        self.value = value
+
+
+class ExportError(GanserveError):
+    """The generator cannot be exported, or the exported file is not what it should be."""
+
+
+class ParityError(ExportError):
+    """What was written does not compute what PyTorch computes."""
+
+    def __init__(
+        self, message: str, *, format: str, batch_rows: int, max_abs_diff: int, differing_share: float
+    ) -> None:
+        super().__init__(message, hint="no artifact was written; the numbers above say where the two differ")
+        self.format = format
+        self.batch_rows = batch_rows
+        self.max_abs_diff = max_abs_diff
+        self.differing_share = differing_share
+
+
+class ArtifactError(GanserveError):
+    """An artifact is missing, damaged or not servable."""
+
+
+class EngineError(GanserveError):
+    """The inference session cannot be made or does not work."""
+
+
+class ProviderError(EngineError):
+    """The requested execution provider cannot be had; the message says why."""
+
+
+class GoldenMismatchError(EngineError):
+    """This machine does not reproduce the artifact's golden images."""
+
+    def __init__(self, message: str, *, max_abs_diff: int, differing_share: float) -> None:
+        super().__init__(message, hint="the file or the provider computes something else: do not serve it")
+        self.max_abs_diff = max_abs_diff
+        self.differing_share = differing_share
+
+
+class InferenceError(EngineError):
+    """The session failed on these rows."""
+
+
+class RequestError(GanserveError):
+    """A request that gets an HTTP status instead of images.
+
+    `status` and `title` belong to the class; the message is the `detail` that the client reads.
+    """
+
+    status = 500
+    title = "Internal Server Error"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Response headers that belong to this error."""
+        return {}
+
+
+class InvalidRequestError(RequestError):
+    """Malformed, or a value out of its range."""
+
+    status = 400
+    title = "Bad Request"
+
+
+class UnauthorizedError(RequestError):
+    """No bearer token, or not the right one."""
+
+    status = 401
+    title = "Unauthorized"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """RFC 6750: the scheme that is expected."""
+        return {"www-authenticate": "Bearer"}
+
+
+class NotFoundError(RequestError):
+    """No such route or model."""
+
+    status = 404
+    title = "Not Found"
+
+
+class MethodNotAllowedError(RequestError):
+    """The route exists, with other methods."""
+
+    status = 405
+    title = "Method Not Allowed"
+
+    def __init__(self, message: str, *, allowed: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """RFC 9110: a 405 lists the methods that the route has."""
+        return {"allow": ", ".join(self.allowed)}
+
+
+class NotAcceptableError(RequestError):
+    """None of the media types in `Accept` can be made."""
+
+    status = 406
+    title = "Not Acceptable"
+
+
+class SlowRequestError(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    title = "Request Timeout"
+
+
+class BodyTooLargeError(RequestError):
+    """The body is larger than the limit."""
+
+    status = 413
+    title = "Content Too Large"
+
+
+class UnsupportedMediaTypeError(RequestError):
+    """The body's content type or encoding is not one that the route reads."""
+
+    status = 415
+    title = "Unsupported Media Type"
+
+
+class OverloadedError(RequestError):
+    """The queue is full, or the server is not ready: try again later."""
+
+    status = 503
+    title = "Service Unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """RFC 9110: when to come back, in whole seconds."""
+        return {"retry-after": str(self.retry_after_s)}
+
+
+class DeadlineError(RequestError):
+    """The request's deadline passed before its images were made."""
+
+    status = 504
+    title = "Gateway Timeout"
