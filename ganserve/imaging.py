@@ -16,8 +16,8 @@ _COLOUR_TYPES = {1: 0, 3: 2}  # channels -> PNG colour type: greyscale, RGB
 def encode_png(pixels: Pixels, *, scale: int = 1) -> bytes:
     """A PNG file (RFC 2083) of one image, the same bytes for the same pixels on one zlib.
 
-    Our own few lines, because a digit is 784 bytes: Pillow's set-up costs more than the compression (the tests use it as
-    the oracle).
+    Our own few lines, because a digit is 784 bytes: Pillow's set-up costs more than the compression (the tests use it
+    as the oracle).
 
     Args:
         pixels: uint8 [H, W, C], C 1 (greyscale) or 3 (RGB).
@@ -62,6 +62,14 @@ def strip(pixels: Pixels) -> Pixels:
     """All images side by side with nothing between them: uint8 [N, H, W, C] -> [H, N * W, C]."""
     count, height, width, channels = pixels.shape
     return pixels.swapaxes(0, 1).reshape(height, count * width, channels)
+
+
+def difference(left: Pixels, right: Pixels) -> tuple[int, float]:
+    """How far two batches of pixels are apart: worst difference in grey levels, share of pixels that differ."""
+    distance = np.abs(left.astype(np.int16) - right.astype(np.int16))
+    if distance.size == 0:
+        return 0, 0.0
+    return int(distance.max()), float(np.count_nonzero(distance) / distance.size)
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -1,8 +1,8 @@
 """Seed to latents: one definition for sheets, golden images, data sets and requests.
 
-Row `i` of seed `s` is a pure function of (s, i): a fixed number of 64-bit words of the Philox4x64-10 stream keyed by `s`
-(Salmon et al. 2011, as NumPy implements it), starting at block `i * blocks_per_row`. Any row can be made alone, and a
-million rows in one vectorised call; nobody's neighbours matter. Normals come from the words by Box-Muller in float64,
+Row `i` of seed `s` is a pure function of (s, i): a fixed number of 64-bit words of the Philox4x64-10 stream keyed by
+`s` (Salmon et al. 2011, as NumPy implements it), starting at block `i * blocks_per_row`. Any row can be made alone, and
+a million rows in one vectorised call; nobody's neighbours matter. Normals come from the words by Box-Muller in float64,
 rounded once to float32: unlike the ziggurat it always takes the same number of words, and unlike `Generator.normal` its
 result is ours to keep the same.
 """

@@ -1,0 +1,1 @@
+"""HTTP: one front door, a file per protocol."""

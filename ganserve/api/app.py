@@ -1,0 +1,230 @@
+"""The front door: one ASGI application that owns every path, and hands BentoML the few that are BentoML's."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from ganserve.api import native
+from ganserve.api.http import Context, Handler, Request, Response, Work, problem
+from ganserve.batcher import Ticket
+from ganserve.errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    OverloadedError,
+    RequestError,
+    SlowRequestError,
+)
+from ganserve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+# template -> method -> handler. A parameter matches anything but a slash.
+ROUTES: Mapping[str, Mapping[str, Handler]] = {
+    "/": {"GET": native.page},
+    "/v1/generate": {"POST": native.generate},
+    "/v1/digits/{text}.png": {"GET": native.digits},
+    "/v1/model": {"GET": native.model},
+}
+# Answered by BentoML's application behind this one.
+BENTOML_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/docs.json", "/schema.json", "/generate"})
+
+# Up to here, drawing latents or encoding answers takes less than handing it to a thread and back is worth.
+_INLINE_ROWS = 16
+_INLINE_BODY_BYTES = 1 << 16
+
+_PATTERNS = [
+    (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(template))), methods)
+    for template, methods in ROUTES.items()
+    if "{" in template
+]
+
+
+class _Disconnected(Exception):
+    """The client went away: there is nobody to answer."""
+
+
+class FrontDoor:
+    """Routes, reads bodies within their limits, runs handlers' work, and turns every error into an answer."""
+
+    def __init__(self, bentoml: ASGIApp, settings: Settings) -> None:
+        """A door that is closed until `open`.
+
+        Args:
+            bentoml: BentoML's own application; it gets the lifespan and `BENTOML_PATHS`.
+            settings: body limits and time-outs.
+        """
+        self._bentoml = bentoml
+        self._settings = settings
+        self._context: Context | None = None
+
+    def open(self, context: Context) -> None:
+        """From now on requests are answered with this context."""
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI 3."""
+        if scope["type"] == "lifespan":
+            await self._bentoml(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1003, "reason": "this server speaks HTTP"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await self._answer(scope, receive, send)
+        except _Disconnected:
+            return
+        except RequestError as err:
+            response = problem(err)
+        except Exception:  # whatever it is, the client gets an answer and the connection lives
+            logger.exception("unexpected error path=%r", scope["path"])
+            response = problem(RequestError("internal error; the server's log has the details"))
+        if response is not None:
+            await _send(response, send, head=scope["method"] == "HEAD")
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
+        """The answer, or None when BentoML has given it."""
+        path = scope["path"]
+        if path in BENTOML_PATHS:
+            body = await self._read_body(scope, receive)
+            await self._bentoml(scope, _replay(body, receive), send)
+            return None
+        handler, parameters = resolve(scope["method"], path)
+        if self._context is None:
+            raise OverloadedError("the server is starting")
+        headers: dict[str, str] = {}
+        for name, value in scope["headers"]:
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise InvalidRequestError(f"content-encoding {headers['content-encoding'][:64]!r} is not supported here")
+        request = Request(
+            method=scope["method"],
+            path=path,
+            query=scope["query_string"].decode("latin-1"),
+            headers=headers,
+            body=await self._read_body(scope, receive),
+            path_parameters=parameters,
+        )
+        context = self._context
+        large = len(request.body) > _INLINE_BODY_BYTES
+        outcome = await asyncio.to_thread(handler, request, context) if large else handler(request, context)
+        return await self._run(outcome, context, receive) if isinstance(outcome, Work) else outcome
+
+    async def _run(self, work: Work, context: Context, receive: Receive) -> Response:
+        """Takes work through the batcher; drops it when the client goes away.
+
+        Raises:
+            RequestError: the queue is full, the deadline passed, or the rows failed.
+        """
+        large = work.rows > _INLINE_ROWS
+        latents, labels = await asyncio.to_thread(work.inputs) if large else work.inputs()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake(_: Ticket) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        ticket = context.batcher.submit(latents, labels, wake)
+        watcher = asyncio.ensure_future(receive())  # the body is complete: what comes next is the end of the connection
+        try:
+            await asyncio.wait((waiter, watcher), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watcher.cancel()
+            context.batcher.cancel(ticket)  # a no-op when it is done
+        if isinstance(ticket.error, RequestError):
+            raise ticket.error
+        if ticket.error is not None:
+            raise RequestError("inference failed on this request; the server's log has the details")
+        if ticket.pixels is None:
+            raise _Disconnected
+        if large:
+            return await asyncio.to_thread(work.finish, labels, ticket.pixels)
+        return work.finish(labels, ticket.pixels)
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body, within the limits of size and time.
+
+        Raises:
+            BodyTooLargeError: larger than `max_body_bytes`, announced or found while reading.
+            SlowRequestError: not complete within `body_timeout_ms`.
+        """
+        limit = self._settings.max_body_bytes
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if announced.isdigit() and int(announced[:20]) > limit:
+            raise BodyTooLargeError(f"the body may have {limit} bytes, {announced[:20].decode()} are announced")
+        pieces: list[bytes] = []
+        size = 0
+        more = True
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_ms / 1e3):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Disconnected
+                    piece = message.get("body", b"")
+                    size += len(piece)
+                    if size > limit:
+                        raise BodyTooLargeError(f"the body may have {limit} bytes; it is larger")
+                    pieces.append(piece)
+                    more = message.get("more_body", False)
+        except TimeoutError as err:
+            raise SlowRequestError(f"the body did not arrive within {self._settings.body_timeout_ms:g} ms") from err
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def resolve(method: str, path: str) -> tuple[Handler, Mapping[str, str]]:
+    """The handler of a path and its path parameters; HEAD is answered by GET's.
+
+    Raises:
+        NotFoundError: no such route.
+        MethodNotAllowedError: the route has other methods.
+    """
+    parameters: Mapping[str, str] = {}
+    methods = ROUTES.get(path) if "{" not in path else None
+    if methods is None:
+        for pattern, candidate in _PATTERNS:
+            if match := pattern.fullmatch(path):
+                methods, parameters = candidate, match.groupdict()
+                break
+        else:
+            raise NotFoundError("no such route; GET / lists them")
+    handler = methods.get("GET" if method == "HEAD" else method)
+    if handler is None:
+        allowed = tuple(sorted({*methods, *(("HEAD",) if "GET" in methods else ())}))
+        raise MethodNotAllowedError(f"this route answers {', '.join(allowed)}", allowed=allowed)
+    return handler, parameters
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that has been read already, then whatever comes."""
+    given = False
+
+    async def replay() -> Mapping[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _send(response: Response, send: Send, *, head: bool) -> None:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+    if response.content_type is not None:
+        headers.append((b"content-type", response.content_type.encode("latin-1")))
+    if response.status != 304:  # a 304's length would be that of the representation it does not send
+        headers.append((b"content-length", b"%d" % len(response.body)))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else response.body})

@@ -1,0 +1,330 @@
+"""What a handler sees of HTTP and what it gives back, and the strict parsing that all handlers share.
+
+A handler is a pure function of (request, context). It answers at once with a `Response`, or with the `Work` that has to
+be done first; whoever called it runs the work through the batcher. So one set of handlers serves every transport.
+"""
+
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl
+
+import numpy as np
+import numpy.typing as npt
+
+from ganserve.artifact import Artifact
+from ganserve.batcher import Batcher
+from ganserve.engine import Engine
+from ganserve.errors import InvalidRequestError, NotAcceptableError, RequestError
+from ganserve.settings import Settings
+
+JSON = "application/json"
+NPY = "application/x-npy"
+PNG = "image/png"
+HTML = "text/html; charset=utf-8"
+PROBLEM = "application/problem+json"
+
+Latents = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What handlers need of the server."""
+
+    settings: Settings
+    artifact: Artifact
+    engine: Engine
+    batcher: Batcher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One HTTP request whose body is complete and within its limits.
+
+    `path_parameters` are those of the route's template; `headers` have lower-case names, repeated ones joined by a
+    comma.
+    """
+
+    method: str
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    path_parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Response:
+    """One complete HTTP answer; `content-length` is added when it is sent."""
+
+    status: int = 200
+    content_type: str | None = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """Rows that have to go through the batcher before there is an answer.
+
+    Attributes:
+        rows: how many.
+        inputs: makes the latents and labels; cheap for few rows, so the caller decides where to run it.
+        finish: makes the answer of the labels and the pixels.
+    """
+
+    rows: int
+    inputs: Callable[[], tuple[Latents, Labels | None]]
+    finish: Callable[[Labels | None, Pixels], Response]
+
+
+Handler = Callable[[Request, Context], Response | Work]
+
+
+def json_response(document: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON answer."""
+    body = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    return Response(status=status, body=body, headers=headers or {})
+
+
+def problem(error: RequestError) -> Response:
+    """RFC 9457 problem details."""
+    document = {"type": "about:blank", "title": error.title, "status": error.status, "detail": str(error)}
+    return Response(
+        status=error.status,
+        content_type=PROBLEM,
+        headers={**error.headers, "cache-control": "no-store"},
+        body=json.dumps(document).encode(),
+    )
+
+
+def media_type(request: Request) -> str:
+    """The body's media type without its parameters, lower case; empty if the header is missing."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def negotiate(request: Request, offered: Sequence[str]) -> str:
+    """The offered media type that `Accept` likes best (RFC 9110, section 12.5.1); ties go to the first offered.
+
+    Raises:
+        NotAcceptableError: it likes none of them.
+    """
+    accept = request.headers.get("accept", "*/*")
+    quality = dict.fromkeys(offered, 0.0)
+    precision = dict.fromkeys(offered, -1)
+    for item in accept.split(","):
+        media_range, *parameters = (part.strip().lower() for part in item.split(";"))
+        weight = _weight(parameters)
+        for candidate in offered:
+            # The most precise range that matches decides: "image/*;q=0, image/png" accepts PNG.
+            match = {"*/*": 0, f"{candidate.partition('/')[0]}/*": 1, candidate: 2}.get(media_range, -1)
+            if match > precision[candidate]:
+                precision[candidate], quality[candidate] = match, weight
+    best = max(offered, key=lambda candidate: quality[candidate])
+    if quality[best] <= 0.0:
+        raise NotAcceptableError(f"this route answers with {', '.join(offered)}; Accept was {accept!r}")
+    return best
+
+
+def _weight(parameters: Sequence[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                weight = float(value)
+            except ValueError:
+                return 0.0
+            return weight if 0.0 <= weight <= 1.0 else 0.0
+    return 1.0
+
+
+def parse_query(request: Request, allowed: Sequence[str]) -> dict[str, str]:
+    """The query's parameters, each at most once.
+
+    Raises:
+        InvalidRequestError: unknown, repeated, or not UTF-8.
+    """
+    try:
+        pairs = parse_qsl(
+            request.query,
+            keep_blank_values=True,
+            strict_parsing=bool(request.query),
+            errors="strict",
+            max_num_fields=32,
+        )
+    except ValueError as err:
+        raise InvalidRequestError(f"the query string is malformed: {err}") from err
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in allowed:
+            raise InvalidRequestError(f"unknown query parameter {name!r}; this route knows {', '.join(allowed)}")
+        if name in values:
+            raise InvalidRequestError(f"query parameter {name!r} is given twice")
+        values[name] = value
+    return values
+
+
+def parse_json_object(body: bytes) -> dict[str, Any]:
+    """A JSON object, strictly: UTF-8 without BOM, no duplicate keys, no NaN.
+
+    Raises:
+        InvalidRequestError: it is not that.
+    """
+    try:
+        document = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError as err:
+        raise InvalidRequestError("the body is nested too deep") from err
+    except UnicodeDecodeError as err:
+        raise InvalidRequestError(f"the body is not UTF-8: {err.reason} at byte {err.start}") from err
+    except ValueError as err:  # JSONDecodeError, and integers of thousands of digits
+        raise InvalidRequestError(f"the body is not JSON: {err}") from err
+    if not isinstance(document, dict):
+        raise InvalidRequestError(f"the body must be a JSON object, got {_kind(document)}")
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequestError(f"key {twice[:64]!r} is given twice")
+    return document
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise InvalidRequestError(f"{text} is not JSON")
+
+
+def integer(value: Any, name: str, low: int, high: int) -> int:
+    """`value` as an integer in [low, high]: not a float, boolean or string that looks like one.
+
+    Raises:
+        InvalidRequestError: it is not that.
+    """
+    if type(value) is not int:
+        raise InvalidRequestError(f"{name} must be an integer, got {_kind(value)}")
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name} must be {low} to {high}, got {_short(value)}")
+    return value
+
+
+def number(value: Any, name: str, low: float, high: float) -> float:
+    """`value` as a finite number in [low, high].
+
+    Raises:
+        InvalidRequestError: it is not that.
+    """
+    if type(value) not in (int, float):
+        raise InvalidRequestError(f"{name} must be a number, got {_kind(value)}")
+    if not low <= value <= high:  # false for NaN, and safe for integers that no float holds
+        raise InvalidRequestError(f"{name} must be {low:g} to {high:g}, got {_short(value)}")
+    return float(value)
+
+
+def query_integer(text: str, name: str, low: int, high: int) -> int:
+    """An integer of a query string: ASCII digits and at most a sign.
+
+    Raises:
+        InvalidRequestError: it is not that.
+    """
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 32):
+        raise InvalidRequestError(f"{name} must be an integer, got {text[:64]!r}")
+    return integer(int(text), name, low, high)
+
+
+def query_number(text: str, name: str, low: float, high: float) -> float:
+    """A finite number of a query string.
+
+    Raises:
+        InvalidRequestError: it is not that.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or "_" in text:
+        raise InvalidRequestError(f"{name} must be a number, got {text[:64]!r}")
+    return number(value, name, low, high)
+
+
+def parse_npy(body: bytes, *, columns: int, max_rows: int) -> Latents:
+    """A float32 [n, columns] array in NumPy's .npy format, finite, with 1 <= n <= max_rows.
+
+    Nothing is allocated before the header has been checked, and no pickle is ever loaded.
+
+    Raises:
+        InvalidRequestError: it is not that.
+    """
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise InvalidRequestError(f"npy format version {version[0]}.{version[1]} is not supported")
+    except InvalidRequestError:
+        raise
+    except Exception as err:  # the header is a Python literal: NumPy's parser fails in many ways on a hostile one
+        raise InvalidRequestError(f"the body is not an npy array: {type(err).__name__}") from err
+    if dtype != np.dtype("<f4"):
+        raise InvalidRequestError(f"latents must be float32, got {str(dtype)[:64]}")
+    if len(shape) != 2 or shape[1] != columns:
+        raise InvalidRequestError(f"latents must have shape [N, {columns}], got {_short(list(shape))}")
+    if not 1 <= shape[0] <= max_rows:
+        raise InvalidRequestError(f"1 to {max_rows} latents a request, got {_short(shape[0])}")
+    content = body[stream.tell() :]
+    expected = shape[0] * shape[1] * 4
+    if len(content) != expected:
+        raise InvalidRequestError(f"the array needs {expected} bytes after its header, got {len(content)}")
+    latents: Latents = np.frombuffer(content, dtype="<f4").reshape(shape, order="F" if fortran else "C")
+    return finite(np.ascontiguousarray(latents))
+
+
+def finite(latents: Latents) -> Latents:
+    """`latents`, if every value is finite: the graph would turn a NaN into black pixels without a word.
+
+    Raises:
+        InvalidRequestError: the first row that is not.
+    """
+    good = np.isfinite(latents)
+    if not good.all():
+        row = int(np.nonzero(~good.all(axis=1))[0][0])
+        raise InvalidRequestError(f"latents must be finite in float32; row {row} is not")
+    return latents
+
+
+def npy_bytes(array: Pixels) -> bytes:
+    """`array` in NumPy's .npy format."""
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls the type of a value."""
+    names = {
+        dict: "an object",
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+    }
+    return names.get(type(value), "null")
+
+
+def _short(value: Any) -> str:
+    """A value for an error message, never long: clients send integers of 400 digits."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"an integer of {value.bit_length()} bits"
+    text = str(value)
+    return text if len(text) <= 64 else f"{text[:61]}..."

@@ -1,0 +1,319 @@
+"""The ONNX Runtime session: the one place where latents become pixels.
+
+An `Engine` that exists has proven itself: the provider is the one that was asked for, every bucket has run, and the
+golden images came out. Exporters prove parity through this class, `ganserve sample` and the server run on it.
+"""
+
+import contextlib
+import ctypes
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from ganserve import imaging
+from ganserve.artifact import ONNX, Artifact, Golden, Manifest
+from ganserve.errors import EngineError, GoldenMismatchError, InferenceError, ProviderError
+
+logger = logging.getLogger(__name__)
+
+Latents = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+Device = Literal["auto", "cuda", "cpu"]
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# Another CPU's or a GPU's arithmetic may round differently: one grey level on 0.1 % of the pixels, no more.
+GOLDEN_MAX_ABS_DIFF = 1
+GOLDEN_DIFFERING_SHARE = 0.001
+
+_CUDA_OPTIONS = {
+    "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search costs 0.6 s for every new shape
+    "use_tf32": "0",  # ten bits of mantissa move more than the grey level that golden images allow
+    "enable_cuda_graph": "1",  # one launch a batch; needs the fixed buffers of _BoundBucket
+}
+
+
+class Engine:
+    """A warmed-up, proven session for one artifact. `run` is safe from one thread at a time.
+
+    Attributes:
+        manifest: what the artifact says of itself.
+        digest: the artifact's digest.
+        provider: the execution provider that runs the graph.
+        provider_reason: in words, why this provider.
+        threads: intra-op threads of the session (CPU).
+        cheapest_rows: the bucket with the least time per row, measured at warm-up; larger batches are run in pieces of
+        it. bucket_ms: bucket -> milliseconds of its fastest warm-up run.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        device: Device = "auto",
+        device_id: int = 0,
+        threads: int = 1,
+        max_batch_rows: int = BUCKETS[-1],
+        bind_buckets: bool | None = None,
+    ) -> None:
+        """Opens, warms up and proves the artifact's graph.
+
+        Args:
+            artifact: its files are verified as they are read.
+            device: `cuda` is CUDA or a refusal; `auto` takes CUDA if it works here; `cpu` never looks for it.
+            device_id: which CUDA device.
+            threads: intra-op threads on the CPU.
+            max_batch_rows: no bucket is larger.
+            bind_buckets: pad batches to buckets and run them through IO binding on fixed buffers. By default on CUDA
+                only, where it is what CUDA graphs need; the CPU runs any shape as cheaply.
+
+        Raises:
+            ArtifactError: a file is not what the manifest pins.
+            ProviderError: `device` cannot be had.
+            EngineError: the graph does not load, or is not what the manifest describes.
+            GoldenMismatchError: it loads and computes something else.
+        """
+        self.manifest = artifact.manifest
+        self.digest = artifact.digest
+        self.threads = threads
+        self.buckets = (*(rows for rows in BUCKETS if rows < max_batch_rows), max_batch_rows)
+        graph = artifact.read(ONNX)
+        self._session, self.provider, self.provider_reason = _open_session(graph, device, device_id, threads)
+        _check_signature(self._session, self.manifest)
+        bind = self.provider == CUDA if bind_buckets is None else bind_buckets
+        self._bound = self._bind(device_id) if bind else None
+        golden = artifact.read_golden()
+        self.bucket_ms = self._warm_up(golden)
+        self.cheapest_rows = min(self.bucket_ms, key=lambda rows: self.bucket_ms[rows] / rows)
+        self._check_golden(golden)
+
+    def run(self, latents: Latents, labels: Labels | None = None) -> Pixels:
+        """The images of these latents.
+
+        Args:
+            latents: finite float32 [N, latent_dim], any N.
+            labels: int64 [N] in range(num_classes); None if and only if the model takes none.
+
+        Returns:
+            uint8 [N, H, W, C]. Row i depends on row i alone.
+
+        Raises:
+            InferenceError: the session failed, or did not return that shape.
+        """
+        count = len(latents)
+        if count <= self.cheapest_rows:
+            return self._run_piece(latents, labels)
+        pixels = np.empty((count, *self.manifest.pixel_shape), dtype=np.uint8)
+        for start in range(0, count, self.cheapest_rows):
+            rows = slice(start, start + self.cheapest_rows)
+            pixels[rows] = self._run_piece(latents[rows], None if labels is None else labels[rows])
+        return pixels
+
+    def cost_ms(self, rows: int) -> float:
+        """What the warm-up says a batch of `rows` takes."""
+        if rows > self.cheapest_rows:
+            pieces, rest = divmod(rows, self.cheapest_rows)
+            return pieces * self.bucket_ms[self.cheapest_rows] + (self.cost_ms(rest) if rest else 0.0)
+        return next(cost for bucket, cost in self.bucket_ms.items() if bucket >= rows)
+
+    def _run_piece(self, latents: Latents, labels: Labels | None) -> Pixels:
+        count = len(latents)
+        expected = (count, *self.manifest.pixel_shape)
+        if count == 0:
+            return np.empty(expected, dtype=np.uint8)
+        try:
+            if self._bound is not None:
+                bucket = next(rows for rows in self.buckets if rows >= count)
+                pixels = self._bound[bucket].run(latents, labels)
+            else:
+                feeds: dict[str, npt.NDArray[Any]] = {"latents": latents}
+                if labels is not None:
+                    feeds["labels"] = labels
+                pixels = self._session.run(None, feeds)[0]
+        except Exception as err:  # ONNX Runtime raises its own unrelated classes, one per status code
+            raise InferenceError(f"inference failed on {count} rows: {err}") from err
+        if pixels.shape != expected:
+            raise InferenceError(
+                f"the session returned {list(pixels.shape)} for {count} rows, expected {list(expected)}"
+            )
+        return pixels
+
+    def _bind(self, device_id: int) -> dict[int, "_BoundBucket"]:
+        kind = "cuda" if self.provider == CUDA else "cpu"
+        return {
+            rows: _BoundBucket(self._session, self.manifest, rows, graph_id=index, device=(kind, device_id))
+            for index, rows in enumerate(self.buckets, start=1)
+        }
+
+    def _warm_up(self, golden: Golden) -> dict[int, float]:
+        """Runs every bucket until two repeats agree it is warm: milliseconds of the fastest run of each."""
+        costs: dict[int, float] = {}
+        for rows in self.buckets:
+            latents = np.resize(golden.latents, (rows, self.manifest.latent.dim))
+            labels = None if golden.labels is None else np.resize(golden.labels, rows)
+            times: list[float] = []
+            spent_ms = 0.0
+            while len(times) < 3 or (spent_ms < 10.0 and len(times) < 20):
+                start = time.perf_counter()
+                self._run_piece(latents, labels)
+                times.append((time.perf_counter() - start) * 1e3)
+                spent_ms += times[-1]
+            costs[rows] = min(times[1:])  # the first one pays for allocation, algorithm search and graph capture
+        return costs
+
+    def _check_golden(self, golden: Golden) -> None:
+        max_abs_diff, differing_share = imaging.difference(self.run(golden.latents, golden.labels), golden.pixels)
+        if max_abs_diff > GOLDEN_MAX_ABS_DIFF or differing_share > GOLDEN_DIFFERING_SHARE:
+            raise GoldenMismatchError(
+                f"golden images differ by up to {max_abs_diff} grey levels on {differing_share:.2%} of the pixels "
+                f"(allowed: {GOLDEN_MAX_ABS_DIFF} on {GOLDEN_DIFFERING_SHARE:.1%}) with {self.provider}",
+                max_abs_diff=max_abs_diff,
+                differing_share=differing_share,
+            )
+
+
+class _BoundBucket:
+    """One fixed batch size with its device buffers, alive as long as the session: what a CUDA graph is captured on."""
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        manifest: Manifest,
+        rows: int,
+        *,
+        graph_id: int,
+        device: tuple[str, int],
+    ) -> None:
+        self._session = session
+        self._latents = np.zeros((rows, manifest.latent.dim), dtype=np.float32)
+        self._labels = None if manifest.num_classes is None else np.zeros(rows, dtype=np.int64)
+        self._device_latents = onnxruntime.OrtValue.ortvalue_from_numpy(self._latents, *device)
+        self._device_pixels = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            (rows, *manifest.pixel_shape), np.uint8, *device
+        )
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("latents", self._device_latents)
+        if self._labels is not None:
+            self._device_labels = onnxruntime.OrtValue.ortvalue_from_numpy(self._labels, *device)
+            self._binding.bind_ortvalue_input("labels", self._device_labels)
+        self._binding.bind_ortvalue_output("pixels", self._device_pixels)
+        self._options = onnxruntime.RunOptions()
+        if device[0] == "cuda":
+            self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
+
+    def run(self, latents: Latents, labels: Labels | None) -> Pixels:
+        count = len(latents)
+        # Rows beyond `count` keep what an earlier batch left there: rows do not see each other.
+        self._latents[:count] = latents
+        self._device_latents.update_inplace(self._latents)
+        if labels is not None and self._labels is not None:
+            self._labels[:count] = labels
+            self._device_labels.update_inplace(self._labels)
+        self._session.run_with_iobinding(self._binding, self._options)
+        # A copy: on the CPU numpy() is a view of the buffer that the next batch overwrites.
+        pixels: Pixels = self._device_pixels.numpy()[:count].copy()
+        return pixels
+
+
+def _open_session(
+    graph: bytes, device: Device, device_id: int, threads: int
+) -> tuple[onnxruntime.InferenceSession, str, str]:
+    """A session, its provider, and why that one."""
+    if device == "cpu":
+        return _cpu_session(graph, threads), CPU, "asked for"
+    obstacle = cuda_obstacle()
+    if obstacle is None:
+        try:
+            return _cuda_session(graph, device_id), CUDA, "asked for" if device == "cuda" else "CUDA works here"
+        except ProviderError as err:
+            obstacle = str(err)
+    if device == "cuda":
+        raise ProviderError(
+            f"CUDA was requested but cannot be used: {obstacle}",
+            hint="install the NVIDIA driver and ganserve[cuda], or set GANSERVE_DEVICE=auto",
+        )
+    return _cpu_session(graph, threads), CPU, f"no CUDA: {obstacle}"
+
+
+def cuda_obstacle() -> str | None:
+    """What stands in the way of a CUDA session on this machine, or None. A session may still fail to be made."""
+    if CUDA not in onnxruntime.get_available_providers():
+        return f"this onnxruntime {onnxruntime.__version__} is built without it"
+    driver = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(driver)
+    except OSError:
+        return f"{driver} is not on this machine"
+    return None
+
+
+def _cuda_session(graph: bytes, device_id: int) -> onnxruntime.InferenceSession:
+    onnxruntime.preload_dlls()
+    options = _session_options()
+    # Without this, a node that CUDA cannot run goes to the CPU and nobody hears of it.
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    with _load_errors(ProviderError):
+        session = onnxruntime.InferenceSession(
+            graph, options, providers=[(CUDA, {"device_id": str(device_id), **_CUDA_OPTIONS})]
+        )
+    if session.get_providers()[0] != CUDA:
+        raise ProviderError(
+            f"the session runs on {session.get_providers()[0]}: the CUDA or cuDNN libraries do not load"
+        )
+    return session
+
+
+def _cpu_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+    options = _session_options()
+    options.intra_op_num_threads = threads
+    # Idle threads that spin take the core that the event loop needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    with _load_errors(EngineError):
+        return onnxruntime.InferenceSession(graph, options, providers=[CPU])
+
+
+def _session_options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors; its warnings speak of fallbacks that are checked above
+    return options
+
+
+@contextlib.contextmanager
+def _load_errors(error: Callable[[str], EngineError]) -> Iterator[None]:
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as err:  # ONNX Runtime raises its own unrelated classes, one per status code
+        raise error(f"ONNX Runtime cannot open the graph: {err}") from err
+
+
+def _check_signature(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
+    """The graph's own inputs and outputs against the manifest's."""
+    names = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
+
+    def describe(nodes: Sequence[Any]) -> list[tuple[str, str, list[int | str]]]:
+        # The batch dimension's symbolic name is the exporter's business; that it varies is not.
+        return [
+            (node.name, names.get(node.type, node.type), ["batch" if isinstance(d, str) else d for d in node.shape])
+            for node in nodes
+        ]
+
+    for kind, found, specs in (
+        ("inputs", describe(session.get_inputs()), manifest.signature.inputs),
+        ("outputs", describe(session.get_outputs()), manifest.signature.outputs),
+    ):
+        expected = [(spec.name, spec.dtype, list(spec.shape)) for spec in specs]
+        if found != expected:
+            raise EngineError(f"the graph's {kind} are {found}, the manifest says {expected}")

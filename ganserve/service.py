@@ -1,0 +1,144 @@
+"""The BentoML service: lifecycle, and the front door.
+
+`bentoml serve` in a directory with `bentofile.yaml` imports this module in the parent and again in every worker. In the
+parent it checks that there is something to serve; in a worker it opens the engine, proves it, and opens the door.
+"""
+
+import json
+import logging
+from http import HTTPStatus
+from typing import Any, Literal
+
+import bentoml
+from bentoml.exceptions import BentoMLException
+
+from ganserve import cpu
+from ganserve.api import native
+from ganserve.api.app import FrontDoor
+from ganserve.api.http import Context
+from ganserve.artifact import find_artifact
+from ganserve.batcher import Batcher
+from ganserve.engine import Engine
+from ganserve.errors import GanserveError, RequestError
+from ganserve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+settings = Settings.from_env()
+
+
+class FrontedService(bentoml.Service):  # type: ignore[misc]  # bentoml's exports are lazy, so mypy sees Any
+    """A BentoML service whose workers answer through the front door; BentoML's own application stands behind it."""
+
+    door: FrontDoor
+
+    def to_asgi(self, is_main: bool = True) -> FrontDoor:
+        """Each worker asks for its application here, before it starts uvicorn."""
+        self.door = FrontDoor(super().to_asgi(is_main), settings)
+        return self.door
+
+
+@bentoml.service(
+    name="ganserve",
+    service_class=FrontedService,
+    workers=settings.workers,
+    # BentoML would listen on every interface; --host or BENTOML_HOST says otherwise.
+    http={"host": "127.0.0.1"},
+    # The batcher has the deadline; BentoML's is only the last resort, a little later.
+    traffic={"timeout": settings.deadline_ms / 1e3 + 5.0},
+    logging={"access": {"enabled": False}},
+)
+class GanServe:
+    """Images of a GAN generator, batched through one ONNX Runtime session."""
+
+    bento_service: FrontedService  # set by BentoML after __init__
+
+    def __init__(self) -> None:
+        self.artifact, reason = find_artifact(settings.artifact)
+        self.engine = Engine(
+            self.artifact,
+            device=settings.device,
+            device_id=(bentoml.server_context.worker_index or 1) - 1 if settings.device == "cuda" else 0,
+            threads=settings.threads or cpu.threads_per_worker(settings.workers),
+            max_batch_rows=settings.max_batch_rows,
+        )
+        self.batcher: Batcher | None = None
+        logger.info(
+            "serving artifact=%s (%s) digest=%s provider=%s (%s) threads=%d cheapest_rows=%d",
+            self.artifact.path,
+            reason,
+            self.artifact.digest,
+            self.engine.provider,
+            self.engine.provider_reason,
+            self.engine.threads,
+            self.engine.cheapest_rows,
+        )
+
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    @staticmethod
+    def check() -> None:
+        """Once, in the parent: nothing starts without a whole artifact."""
+        try:
+            artifact, _ = find_artifact(settings.artifact)
+            artifact.verify()
+        except GanserveError as err:
+            hint = f"\nhint: {err.hint}" if err.hint else ""
+            raise BentoMLException(f"{err}{hint}") from err
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def start(self) -> None:
+        """On the worker's event loop: the engine is proven, so the door may open."""
+        self.batcher = Batcher(
+            self.engine,
+            max_batch_rows=settings.max_batch_rows,
+            max_queue_rows=settings.max_queue_rows,
+            deadline_ms=settings.deadline_ms,
+            max_delay_ms=settings.max_delay_ms,
+        )
+        self.context = Context(settings=settings, artifact=self.artifact, engine=self.engine, batcher=self.batcher)
+        self.bento_service.door.open(self.context)
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    async def stop(self) -> None:
+        """Uvicorn has stopped listening: what was accepted is finished first."""
+        if self.batcher is not None:
+            await self.batcher.close()
+            self.batcher = None
+
+    def __is_ready__(self) -> bool:
+        """BentoML's /readyz asks."""
+        return self.batcher is not None
+
+    @bentoml.api  # type: ignore[untyped-decorator]
+    async def generate(
+        self,
+        n: int | None = None,
+        seed: int | None = None,
+        labels: int | list[int] | None = None,
+        truncation: float | None = None,
+        latents: list[list[float]] | None = None,
+        encoding: Literal["png", "pixels"] | None = None,
+    ) -> dict[str, Any]:
+        """For BentoML's own clients: the fields and the answer of `POST /v1/generate`."""
+        given = {
+            "n": n,
+            "seed": seed,
+            "labels": labels,
+            "truncation": truncation,
+            "latents": latents,
+            "encoding": encoding,
+        }
+        try:
+            work = native.work_for({name: value for name, value in given.items() if value is not None}, self.context)
+            rows, row_labels = work.inputs()
+            ticket = await self.context.batcher.generate(rows, row_labels)
+        except RequestError as err:
+            raise _refusal(err) from err
+        assert ticket.pixels is not None
+        answer: dict[str, Any] = json.loads(work.finish(row_labels, ticket.pixels).body)
+        return answer
+
+
+def _refusal(error: RequestError) -> BentoMLException:
+    """The error in BentoML's tree, which carries the status as a class attribute."""
+    return type("Refused", (BentoMLException,), {"error_code": HTTPStatus(error.status)})(str(error))  # type: ignore[no-any-return]

@@ -1,0 +1,73 @@
+"""`GANSERVE_*`: every setting of the server, read once.
+
+A wrong or unknown one is refused at start: a misspelt limit that silently does nothing is worse than no server.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ganserve.errors import ConfigError
+
+PREFIX = "GANSERVE_"
+
+
+class Settings(BaseModel):
+    """The server's settings; the variable of `max_body_bytes` is `GANSERVE_MAX_BODY_BYTES`, and so on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    artifact: str | None = Field(
+        default=None, min_length=1, description="artifact directory to serve; default: the newest in artifacts/"
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        default="auto", description="cuda: CUDA or a refusal to start; auto: CUDA if it works here"
+    )
+    workers: int = Field(default=1, ge=1, le=256, description="server processes")
+    threads: int | None = Field(
+        default=None, ge=1, le=256, description="ONNX Runtime threads a worker; default: the CPU quota / workers"
+    )
+    max_batch_rows: int = Field(default=256, ge=1, le=4096, description="rows in one batch, at most")
+    max_queue_rows: int = Field(default=4096, ge=1, description="rows that may wait; more: 503 with Retry-After")
+    max_request_rows: int = Field(default=1024, ge=1, description="rows in one request, at most")
+    max_delay_ms: float = Field(default=0.0, ge=0, le=1000, description="how long a batch that is not full waits")
+    deadline_ms: float = Field(default=10_000.0, gt=0, description="a request not done by then gets 504")
+    max_body_bytes: int = Field(default=8 << 20, ge=1024, description="request body, at most; more: 413")
+    body_timeout_ms: float = Field(default=10_000.0, gt=0, description="time for a body to arrive; more: 408")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """The settings in the environment.
+
+        Raises:
+            ConfigError: a `GANSERVE_*` variable that does not exist or whose value is wrong; all faults at once.
+        """
+        values = {name.removeprefix(PREFIX): value for name, value in environ.items() if name.startswith(PREFIX)}
+        known = {name.upper(): name for name in cls.model_fields}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {PREFIX}{near[0]}?" if near else "ganserve doctor lists them all"
+                raise ConfigError(f"{PREFIX}{name} is not a setting", hint=hint)
+        try:
+            return cls.model_validate({known[name]: value for name, value in values.items()})
+        except ValidationError as err:
+            faults = [
+                f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg']}, got {fault['input']!r}"
+                if fault["loc"]
+                else fault["msg"].removeprefix("Value error, ")
+                for fault in err.errors()
+            ]
+            raise ConfigError("; ".join(faults), hint="ganserve doctor lists every setting and its value") from err
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_request_rows > self.max_queue_rows:
+            raise ValueError(
+                f"{PREFIX}MAX_REQUEST_ROWS ({self.max_request_rows}) must not be above "
+                f"{PREFIX}MAX_QUEUE_ROWS ({self.max_queue_rows}): such a request could never be queued"
+            )
+        return self
