@@ -1,0 +1,167 @@
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from training.config import (
+    DISCRIMINATOR_KINDS,
+    GENERATOR_KINDS,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    TrainingConfig,
+    load_recipe,
+)
+from training.data import DatasetFacts
+from training.losses import OBJECTIVES
+from training.models import DISCRIMINATORS, GENERATORS
+from training.models.base import ConditionalBatchNorm
+from training.models.conv import halvings
+from training.state import build_discriminator, build_generator, new_state, prefer_channels_last
+from training.step import discriminator_step, generator_step
+
+SIZES = [(28, 28), (32, 32), (29, 31), (1, 5)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("classes", [None, 3, 47])
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_generator_makes_images_of_any_size(kind: str, classes: int | None, size: tuple[int, int]) -> None:
+    """Every registered generator gives float32 [N, C, H, W] in its range, for any height, width and number of classes."""
+    for output, norm in (("tanh", "batch"), ("sigmoid", "none")):
+        config = GeneratorConfig(kind=kind, latent_dim=5, width=4, depth=3, norm=norm, output=output)
+        network = GENERATORS[kind](config, image_shape=(1, *size), num_classes=classes)
+        assert (network.latent_dim, network.num_classes) == (5, classes)
+        labels = None if classes is None else torch.arange(6) % classes
+        images = network(10 * torch.randn(6, 5), labels)
+        assert images.shape == (6, 1, *size)
+        assert images.dtype == torch.float32
+        low, high = network.value_range
+        assert (low, high) == ((-1, 1) if output == "tanh" else (0, 1))
+        assert low <= images.min() <= images.max() <= high
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("classes", [None, 3])
+@pytest.mark.parametrize("kind", DISCRIMINATORS)
+def test_a_discriminator_judges_images_of_any_size(kind: str, classes: int | None, size: tuple[int, int]) -> None:
+    """Every registered discriminator gives one float32 logit an image, by features that hold for every label."""
+    config = DiscriminatorConfig(kind=kind, width=4, depth=2)
+    network = DISCRIMINATORS[kind](config, image_shape=(1, *size), num_classes=classes)
+    images = torch.randn(6, 1, *size)
+    labels = None if classes is None else torch.arange(6) % classes
+    logits = network(images, labels)
+    assert logits.shape == (6,)
+    torch.testing.assert_close(network.logits(network.features(images), labels), logits)
+    torch.testing.assert_close(network(images[2:3], None if labels is None else labels[2:3]), logits[2:3])
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_the_label_changes_the_image(kind: str) -> None:
+    """A conditional generator gives one latent different images for different labels, with and without normalisation."""
+    for norm in ("batch", "none"):
+        config = GeneratorConfig(kind=kind, latent_dim=5, width=16, norm=norm, negative_slope=0.2)
+        network = GENERATORS[kind](config, image_shape=(1, 8, 8), num_classes=3).eval()
+        one = torch.randn(1, 5)
+        images = network(one.expand(3, 5), torch.arange(3))
+        assert not torch.allclose(images[0], images[1])
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_an_image_does_not_depend_on_its_neighbours(kind: str) -> None:
+    """In evaluation mode a row of a batch is the image that its latent gives alone."""
+    network = GENERATORS[kind](GeneratorConfig(kind=kind), image_shape=(1, 28, 28), num_classes=10).eval()
+    latents, labels = torch.randn(9, 64), torch.arange(9)
+    torch.testing.assert_close(network(latents, labels)[4:5], network(latents[4:5], labels[4:5]))
+
+
+@pytest.mark.parametrize("generator_kind", GENERATOR_KINDS)
+@pytest.mark.parametrize("discriminator_kind", DISCRIMINATOR_KINDS)
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_every_pair_of_players_trains(
+    generator_kind: str, discriminator_kind: str, conditional: bool, optimizer: str
+) -> None:
+    """Two steps change every parameter of both players, with R1, whatever is combined."""
+    config = tiny(generator_kind, discriminator_kind, conditional, optimizer)
+    facts = DatasetFacts(name="x", images=8, num_classes=3, height=9, width=8, channels=1, digest="")
+    state = new_state(config, facts, torch.device("cpu"))
+    before = [one.clone() for player in (state.generator, state.discriminator) for one in player.parameters()]
+    labels = torch.arange(6) % 3 if conditional else None
+    for _ in range(2):
+        fakes = state.generator(torch.randn(6, 4), labels)
+        discriminator_step(
+            state.discriminator,
+            state.discriminator_optimizer,
+            OBJECTIVES["ns"],
+            real_images=torch.rand(6, 1, 9, 8),
+            real_labels=labels,
+            fake_images=fakes,
+            fake_labels=labels,
+            r1_weight=1.0,
+        )
+        generator_step(
+            state.generator,
+            state.discriminator,
+            state.generator_optimizer,
+            OBJECTIVES["ns"],
+            fake_images=fakes,
+            fake_labels=labels,
+        )
+    after = [one for player in (state.generator, state.discriminator) for one in player.parameters()]
+    assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_the_article_networks_have_the_article_sizes() -> None:
+    """100 -> 128 -> 128 -> 784 and 784 -> 128 -> 128 -> 1, biases included."""
+    config = load_recipe("seed")
+    facts = DatasetFacts(name="mnist", images=1, num_classes=10, height=28, width=28, channels=1, digest="")
+    generator, discriminator = build_generator(config, facts), build_discriminator(config, facts)
+    assert parameters(generator) == 101 * 128 + 129 * 128 + 129 * 784
+    assert parameters(discriminator) == 785 * 128 + 129 * 128 + 129
+
+
+def test_sizes_halve_rounding_up() -> None:
+    """28 x 28 is 7 x 7 after two halvings; odd sizes round up, and one stays one."""
+    assert halvings((28, 28), 2) == [(28, 28), (14, 14), (7, 7)]
+    assert halvings((29, 31), 2) == [(29, 31), (15, 16), (8, 8)]
+    assert halvings((1, 3), 2) == [(1, 3), (1, 2), (1, 1)]
+
+
+def test_conditional_batch_norm_is_batch_norm_with_a_table() -> None:
+    """Each row is normalised, then scaled and shifted by its own label's entries."""
+    layer = ConditionalBatchNorm(torch.nn.BatchNorm2d(2, affine=False), num_classes=3)
+    torch.nn.init.normal_(layer.scale.weight)
+    torch.nn.init.normal_(layer.shift.weight)
+    hidden, labels = torch.randn(5, 2, 4, 4), torch.tensor([0, 2, 1, 2, 0])
+    plain = torch.nn.functional.batch_norm(hidden, None, None, training=True)
+    scale, shift = layer.scale(labels)[:, :, None, None], layer.shift(labels)[:, :, None, None]
+    torch.testing.assert_close(layer(hidden, labels), plain * scale + shift)
+
+
+def test_the_memory_layout_changes_no_result(make_config: Callable[..., TrainingConfig]) -> None:
+    """Channels-last weights compute what contiguous ones do, in training and in evaluation mode."""
+    config = make_config()
+    facts = DatasetFacts(name="x", images=8, num_classes=3, height=8, width=8, channels=1, digest="")
+    torch.manual_seed(0)
+    plain = build_generator(config, facts)
+    fast = build_generator(config, facts)
+    fast.load_state_dict(plain.state_dict())
+    prefer_channels_last(fast)
+    latents, labels = torch.randn(6, 4), torch.arange(6) % 3
+    torch.testing.assert_close(fast(latents, labels), plain(latents, labels))
+    torch.testing.assert_close(fast.eval()(latents, labels), plain.eval()(latents, labels))
+
+
+def tiny(generator: str, discriminator: str, conditional: bool, optimizer: str) -> TrainingConfig:
+    config = TrainingConfig(recipe="tiny", conditional=conditional)
+    return dataclasses.replace(
+        config,
+        generator=GeneratorConfig(kind=generator, latent_dim=4, width=4),
+        discriminator=DiscriminatorConfig(kind=discriminator, width=4),
+        optimizer=dataclasses.replace(config.optimizer, kind=optimizer),
+    )
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(one.numel() for one in network.parameters())

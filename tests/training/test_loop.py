@@ -1,0 +1,282 @@
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ganserve import atomic
+from ganserve.errors import CheckpointError, ConfigError, DataError, RunError, TrainingDivergedError
+from training import losses, run_dir
+from training.checkpoint import load_generator, verify_checkpoint
+from training.config import TrainingConfig, list_recipes, to_dict
+from training.loop import train
+from training.losses import Objective
+from training.progress import SilentProgress
+
+MakeConfig = Callable[..., TrainingConfig]
+CLOCK = ("seconds", "images_per_s")  # what two runs of one configuration do not have in common
+
+
+class At(SilentProgress):
+    """Does something when a step is done."""
+
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
+        self.step, self.act = step, act
+
+    def stepped(self, step: int) -> None:
+        """See `Progress`."""
+        if step == self.step:
+            self.act()
+
+
+def without_clock(point: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in point.items() if key not in CLOCK}
+
+
+def outcome(run: Path) -> tuple[Any, ...]:
+    """Everything that a run leaves behind which is not about time: digests of weights, moments and RNG, and metrics."""
+    checkpoint, _ = run_dir.best_checkpoint(run)
+    state = verify_checkpoint(checkpoint)
+    sheets = {path.name: path.read_bytes() for path in (run / "sheets").iterdir()}
+    metrics = [without_clock(point) for point in run_dir.read_metrics(run)]
+    return state.step, state.digests, without_clock(state.metrics), metrics, sheets
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_a_run_leaves_what_it_promises(make_config: MakeConfig, tmp_path: Path, recipe: str) -> None:
+    """Configuration, a metrics line a log step, sheets, curves, checkpoints; and a generator that loads."""
+    config = make_config("log.every_steps=2", recipe=recipe)
+    result = train(config, tmp_path / "run")
+    run = result.run
+    assert json.loads((run / "config.json").read_text()) == to_dict(config)
+    points = run_dir.read_metrics(run)
+    assert [point["step"] for point in points] == [2, 4]
+    assert all(math.isfinite(value) for point in points for value in point.values())
+    assert sorted(path.name for path in (run / "sheets").iterdir()) == ["step-00000002.png", "step-00000004.png"]
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in run_dir.checkpoints(run)] == ["step-00000002", "step-00000004"]
+    assert (result.steps, result.images_seen, result.interrupted_by) == (4, 32, None)
+    assert result.metrics == points[-1] == load_generator(result.checkpoint).metrics
+    assert json.loads(json.dumps(result.to_dict()))["checkpoint"] == str(result.checkpoint)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["optimizer.kind=rmsprop", "reuse_fakes=false", "first_player=generator"],
+        ["generator.kind=mlp", "discriminator.kind=mlp", "ema.half_life_images=0"],
+    ],
+    ids=["quick", "rmsprop", "mlp"],
+)
+def test_four_steps_are_two_and_two(make_config: MakeConfig, tmp_path: Path, overrides: list[str]) -> None:
+    """A run that is interrupted, saved, and resumed ends with the bits of the run that was not: weights, average, both
+    optimizers, random numbers, metrics and sheets.
+    """
+    config = make_config(*overrides)
+    whole = train(config, tmp_path / "whole")
+    half = train(config, tmp_path / "half", progress=At(2, lambda: signal.raise_signal(signal.SIGINT)))
+    assert (half.steps, half.interrupted_by) == (2, signal.SIGINT)
+    torch.manual_seed(12345)
+    torch.rand(7)
+    resumed = train(config, tmp_path / "half", resume=True)
+    assert (resumed.steps, resumed.interrupted_by) == (4, None)
+    assert outcome(whole.run) == outcome(resumed.run)
+
+
+@pytest.mark.parametrize("resume_at", [0, 1, 2])
+def test_a_killed_run_resumes_to_the_same_bits(make_config: MakeConfig, tmp_path: Path, resume_at: int) -> None:
+    """SIGKILL at any moment: the resumed run ends with the bits of an uninterrupted one, and with its metrics."""
+    config = make_config("steps=60", "log.every_steps=7", "log.checkpoint_every_steps=10", "log.sheet_every_steps=60")
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    code = (
+        "import json, sys, time; from pathlib import Path\n"
+        "from training.config import from_dict; from training.loop import train\n"
+        "from training.progress import SilentProgress\n"
+        "class Slow(SilentProgress):\n"
+        "    def stepped(self, step): time.sleep(0.01)\n"
+        "train(from_dict(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]), progress=Slow())\n"
+    )
+    run = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "config.json", run])
+    try:
+        deadline = time.monotonic() + 60
+        while len(run_dir.checkpoints(run)) < resume_at or not (run / "config.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    resumed = train(config, run, resume=True)
+    assert resumed.steps == 60
+    assert outcome(train(config, tmp_path / "whole").run) == outcome(run)
+
+
+def test_sigterm_ends_with_a_checkpoint_of_the_last_step(make_config: MakeConfig, tmp_path: Path) -> None:
+    """An odd step is saved too, handlers are put back, and a resume goes on from there."""
+    before = signal.getsignal(signal.SIGTERM)
+    result = train(make_config(), tmp_path / "run", progress=At(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert result.interrupted_by == signal.SIGTERM
+    assert result.checkpoint.name == "step-00000003"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert train(make_config(), result.run, resume=True).steps == 4
+
+
+def test_old_checkpoints_make_room(make_config: MakeConfig, tmp_path: Path) -> None:
+    """The last `keep_checkpoints` stay."""
+    run = train(make_config("log.checkpoint_every_steps=1", "log.keep_checkpoints=2"), tmp_path / "run").run
+    assert [path.name for path in run_dir.checkpoints(run)] == ["step-00000003", "step-00000004"]
+
+
+def test_a_damaged_checkpoint_is_skipped_on_resume(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Resuming goes back to the one before, and ends where it should; with none intact it refuses."""
+    config = make_config()
+    whole = outcome(train(config, tmp_path / "run").run)
+    older, newer = run_dir.checkpoints(tmp_path / "run")
+    (newer / "generator.safetensors").write_bytes(b"damage")
+    train(config, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == whole
+    for checkpoint in (older, newer):
+        (checkpoint / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_stays_as_it_is(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Resuming it trains nothing; with more steps it goes on."""
+    config = make_config()
+    train(config, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    result = train(config, tmp_path / "run", resume=True)
+    assert (result.steps, result.checkpoint.name) == (4, "step-00000004")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert train(make_config("steps=5"), tmp_path / "run", resume=True).steps == 5
+
+
+def test_a_run_is_not_overwritten(make_config: MakeConfig, tmp_path: Path) -> None:
+    """An existing run needs --resume, and a folder with anything else in it is not taken."""
+    train(make_config(), tmp_path / "run")
+    with pytest.raises(RunError, match="exists already") as caught:
+        train(make_config(), tmp_path / "run")
+    assert caught.value.hint is not None
+    assert "--resume" in caught.value.hint
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    with pytest.raises(RunError, match="is not a run and not empty"):
+        train(make_config(), tmp_path / "thesis")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_run_is_resumed_as_it_was_started(
+    make_config: MakeConfig, make_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Another configuration is refused with what differs; so are other data; and what was never started."""
+    train(make_config("steps=2"), tmp_path / "run")
+    with pytest.raises(RunError, match=r"belongs to another configuration: optimizer.lr was 0.00\d+ and is 0.5"):
+        train(make_config("optimizer.lr=0.5"), tmp_path / "run", resume=True)
+    other = make_data(images=50, name="other")
+    with pytest.raises(RunError, match=r"was trained on digits .* not on this other"):
+        train(make_config(f"data.dir={other}"), tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match="is not a run"):
+        train(make_config(), tmp_path / "nowhere", resume=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_run_in_use_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Two trainings never write to one run."""
+    train(make_config("steps=2"), tmp_path / "run")
+    with run_dir.locked(tmp_path / "run"), pytest.raises(RunError, match="is being written by another process"):
+        train(make_config(), tmp_path / "run", resume=True)
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is not finite at step 3 ends the run there; the checkpoint of step 2 is the latest and is intact."""
+    good = losses.OBJECTIVES["ns"]
+    calls = 0
+
+    def generator_loss(logits: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return logits * math.nan if calls == 3 else good.generator(logits)
+
+    monkeypatch.setitem(losses.OBJECTIVES, "ns", Objective(good.real, good.fake, generator_loss))
+    with pytest.raises(TrainingDivergedError, match="diverged at step 3: loss_generator is nan") as caught:
+        train(make_config(), tmp_path / "run")
+    assert (caught.value.step, caught.value.quantity) == (3, "loss_generator")
+    assert run_dir.best_checkpoint(tmp_path / "run")[1] == "latest, step 2"
+    assert [point["step"] for point in run_dir.read_metrics(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.parametrize("failing", range(1, 40, 6))
+def test_a_full_disk_is_a_named_error_and_loses_nothing(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Whichever flush to the disk fails, the error says why, and the run resumes to the same bits once there is room."""
+    config = make_config()
+    whole = outcome(train(config, tmp_path / "whole").run)
+    sync, calls = atomic._sync, 0
+
+    def full(path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(path)
+
+    monkeypatch.setattr(atomic, "_sync", full)
+    try:
+        train(config, tmp_path / "run")
+    except RunError as err:
+        assert "cannot be written: No space left on device" in str(err)  # noqa: PT017  # a late one may not happen
+    monkeypatch.setattr(atomic, "_sync", sync)
+    train(config, tmp_path / "run", resume=(tmp_path / "run" / "config.json").exists())
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_a_place_that_cannot_be_written_is_a_named_error(make_config: MakeConfig, tmp_path: Path) -> None:
+    """The run's path leads through a file."""
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be written: Not a directory"):
+        train(make_config(), tmp_path / "file" / "run")
+
+
+def test_nothing_is_made_for_a_run_that_cannot_start(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Bad data, a configuration that does not fit them, or a device that is not there leave no directory behind."""
+    with pytest.raises(DataError):
+        train(make_config(f"data.dir={tmp_path}/none"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="device"):
+        train(make_config(), tmp_path / "run", device="tpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_class_has_no_wrong_labels(make_config: MakeConfig, make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """The configuration is refused with the setting to change; without the term such data train."""
+    ones = make_data(classes=1, name="ones")
+    with pytest.raises(ConfigError, match="wrong_label_weight is 0.3, but ones has one class only"):
+        train(make_config(f"data.dir={ones}"), tmp_path / "run")
+    assert train(make_config(f"data.dir={ones}", "wrong_label_weight=0"), tmp_path / "run").steps == 4
+
+
+def test_images_of_any_size_train(make_config: MakeConfig, make_data: Callable[..., Path], tmp_path: Path) -> None:
+    """Odd, unequal and larger than MNIST's."""
+    for height, width in ((29, 31), (32, 32)):
+        folder = make_data(height=height, width=width, name=f"size-{height}")
+        result = train(make_config(f"data.dir={folder}", "steps=1"), tmp_path / f"run-{height}")
+        assert load_generator(result.checkpoint).network(torch.randn(1, 4), torch.tensor([0])).shape == (
+            1,
+            1,
+            height,
+            width,
+        )

@@ -1,0 +1,118 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ganserve.errors import CheckpointError, ConfigError, RunError
+from training import run_dir
+from training.config import TrainingConfig, load_recipe
+from training.loop import train
+
+MakeConfig = Callable[..., TrainingConfig]
+
+
+def make_run(runs: Path, name: str, age_s: int) -> Path:
+    run = runs / name
+    run.mkdir(parents=True)
+    run_dir.write_config(run, load_recipe("quick"))
+    run_dir.append_metrics(run, {"step": 1})
+    for file in run.iterdir():
+        os.utime(file, (1e9 - age_s, 1e9 - age_s))
+    return run
+
+
+def test_runs_are_numbered_by_recipe(tmp_path: Path) -> None:
+    """The next run is one more than the largest number, whatever else is in the folder, or one without a folder."""
+    assert run_dir.new_run(tmp_path / "runs", "quick").name == "quick-1"
+    for name in ("quick-2", "quick-10", "quick-mine", "seed-30", "quick-slow-40"):
+        (tmp_path / name).mkdir()
+    assert run_dir.new_run(tmp_path, "quick").name == "quick-11"
+
+
+def test_the_newest_run_is_the_one_written_to_last(tmp_path: Path) -> None:
+    """Not the one with the last name; a folder that is no run is not considered."""
+    make_run(tmp_path, "quick-2", age_s=50)
+    newest = make_run(tmp_path, "quick-1", age_s=10)
+    (tmp_path / "notes").mkdir()
+    assert run_dir.newest_run(tmp_path) == newest
+    assert run_dir.resolve_run(None, tmp_path) == newest
+    with pytest.raises(RunError, match="there is no run in") as caught:
+        run_dir.newest_run(tmp_path / "notes")
+    assert caught.value.hint == "ganserve train"
+
+
+def test_a_run_is_meant_by_name_or_by_path(tmp_path: Path) -> None:
+    """A name in the runs folder, or a path; anything else lists the names there are, the newest first."""
+    run = make_run(tmp_path / "runs", "quick-1", age_s=0)
+    make_run(tmp_path / "runs", "seed-1", age_s=9)
+    assert run_dir.resolve_run("quick-1", tmp_path / "runs") == run
+    assert run_dir.resolve_run(str(run), tmp_path / "elsewhere") == run
+    with pytest.raises(RunError, match="there is no run 'quick-3'") as caught:
+        run_dir.resolve_run("quick-3", tmp_path / "runs")
+    assert caught.value.hint == "there are quick-1, seed-1"
+
+
+def test_the_best_checkpoint_is_the_latest_intact_one(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged one is named in the log and the one before it is used; with none intact, that is the error."""
+    run = train(make_config(), tmp_path / "run").run
+    older, newer = run_dir.checkpoints(run)
+    assert run_dir.best_checkpoint(run) == (newer, "latest, step 4")
+    (newer / "discriminator.safetensors").write_bytes(b"damage")
+    assert run_dir.best_checkpoint(run) == (older, "latest, step 2, 1 damaged skipped")
+    assert "step-00000004 is damaged: discriminator.safetensors" in caplog.text
+    (older / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="has no intact checkpoint; the latest: .*step-00000004"):
+        run_dir.best_checkpoint(run)
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    """The hint is the command that makes one."""
+    run = make_run(tmp_path, "quick-1", age_s=0)
+    with pytest.raises(RunError, match="quick-1 has no checkpoint yet") as caught:
+        run_dir.best_checkpoint(run)
+    assert caught.value.hint == "ganserve train --run quick-1 --resume"
+
+
+def test_unfinished_checkpoints_are_not_seen(tmp_path: Path) -> None:
+    """What a killed writer left under a temporary name is no checkpoint."""
+    (tmp_path / "checkpoints" / ".step-00000002.tmp-1-ab").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000001").mkdir()
+    assert [path.name for path in run_dir.checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
+    """Lines after the step go, and so does a last line that a killed run left half written."""
+    for step in (1, 2, 3):
+        run_dir.append_metrics(tmp_path, {"step": step, "loss": 0.1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    run_dir.cut_metrics(tmp_path, 2)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.1}\n{"step": 2, "loss": 0.1}\n'
+    assert run_dir.read_metrics(tmp_path / "nowhere") == []
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    """A second one is refused while the first is at work, and welcome afterwards."""
+    with (
+        run_dir.locked(tmp_path),
+        pytest.raises(RunError, match="is being written by another process"),
+        run_dir.locked(tmp_path),
+    ):
+        pass
+    with run_dir.locked(tmp_path):
+        pass
+
+
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Missing, not JSON, or of another version: each says which file."""
+    with pytest.raises(RunError, match=r"is not a run: it has no config.json"):
+        run_dir.load_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config.json cannot be read"):
+        run_dir.load_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"recipe": "x", "new_key": 1}')
+    with pytest.raises(ConfigError, match="there is no setting 'new_key'"):
+        run_dir.load_config(tmp_path)

@@ -1,0 +1,129 @@
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from training.config import TrainingConfig
+from training.data import DatasetFacts
+from training.losses import OBJECTIVES, Objective
+from training.optimizers import OPTIMIZERS
+from training.state import TrainingState, new_state
+from training.step import DiscriminatorReport, discriminator_step, generator_step
+
+MakeConfig = Callable[..., TrainingConfig]
+FACTS = DatasetFacts(name="x", images=8, num_classes=3, height=8, width=8, channels=1, digest="")
+LABELS = torch.arange(6) % 3
+
+
+@pytest.fixture
+def state(make_config: MakeConfig) -> TrainingState:
+    return new_state(make_config(), FACTS, torch.device("cpu"))
+
+
+def update_discriminator(
+    state: TrainingState, objective: Objective = OBJECTIVES["ns"], **options: object
+) -> DiscriminatorReport:
+    generator = torch.Generator().manual_seed(1)
+    arguments = {
+        "real_images": torch.rand(6, 1, 8, 8, generator=generator),
+        "real_labels": LABELS,
+        "fake_images": torch.rand(6, 1, 8, 8, generator=generator),
+        "fake_labels": LABELS.flip(0),
+    }
+    return discriminator_step(state.discriminator, state.discriminator_optimizer, objective, **(arguments | options))  # type: ignore[arg-type]
+
+
+def weights(network: nn.Module) -> list[torch.Tensor]:
+    return [one.detach().clone() for one in network.parameters()]
+
+
+def same(before: list[torch.Tensor], network: nn.Module) -> bool:
+    return all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+
+
+def test_the_discriminator_step_computes_its_formula(state: TrainingState) -> None:
+    """The reported loss is that of one pass over real, fake and wrongly labelled images, before the update."""
+    twin = copy.deepcopy(state.discriminator)
+    images = torch.rand(12, 1, 8, 8)
+    wrong = (LABELS + 1) % 3
+    report = update_discriminator(
+        state, real_images=images[:6], fake_images=images[6:], wrong_labels=wrong, wrong_label_weight=0.3
+    )
+    softplus = nn.functional.softplus
+    real, fake = twin(images[:6], LABELS), twin(images[6:], LABELS.flip(0))
+    expected = softplus(-real).mean() + softplus(fake).mean() + 0.3 * softplus(twin(images[:6], wrong)).mean()
+    torch.testing.assert_close(report.loss, expected.detach())
+    torch.testing.assert_close(report.d_real, torch.sigmoid(real).mean().detach())
+    torch.testing.assert_close(report.d_fake, torch.sigmoid(fake).mean().detach())
+    expected.backward()
+    norm = torch.stack([one.grad.norm() for one in twin.parameters() if one.grad is not None]).norm()
+    torch.testing.assert_close(report.grad_norm, norm)
+
+
+def test_r1_enters_the_gradient_but_not_the_reported_loss(state: TrainingState) -> None:
+    """Losses of steps with and without a lazy penalty can be compared; their updates differ."""
+    other = copy.deepcopy(state)
+    other.discriminator_optimizer = OPTIMIZERS["adam"](
+        TrainingConfig(recipe="x").optimizer, other.discriminator.parameters()
+    )
+    plain, penalised = update_discriminator(state), update_discriminator(other, r1_weight=100.0)
+    torch.testing.assert_close(plain.loss, penalised.loss)
+    assert penalised.grad_norm > plain.grad_norm
+
+
+def test_each_step_updates_its_own_player_alone(state: TrainingState) -> None:
+    """Neither weights nor gradients of the other player are touched; real images want no gradient afterwards."""
+    generator_before = weights(state.generator)
+    fakes = state.generator(torch.randn(6, 4), LABELS)
+    real = torch.rand(6, 1, 8, 8)
+    update_discriminator(state, real_images=real, fake_images=fakes, r1_weight=1.0)
+    assert same(generator_before, state.generator)
+    assert all(one.grad is None for one in state.generator.parameters())
+    assert not real.requires_grad
+
+    discriminator_before = weights(state.discriminator)
+    gradients_before = [one.grad.clone() for one in state.discriminator.parameters() if one.grad is not None]
+    report = generator_step(
+        state.generator,
+        state.discriminator,
+        state.generator_optimizer,
+        OBJECTIVES["ns"],
+        fake_images=fakes,
+        fake_labels=LABELS,
+    )
+    assert same(discriminator_before, state.discriminator)
+    gradients = [one.grad for one in state.discriminator.parameters() if one.grad is not None]
+    assert all(torch.equal(old, new) for old, new in zip(gradients_before, gradients, strict=True))
+    assert not same(generator_before, state.generator)
+    assert report.loss.grad_fn is None
+
+
+def test_steps_make_the_logits_go_where_they_should(state: TrainingState) -> None:
+    """Thirty updates on one batch make the discriminator sure of both halves."""
+    before = update_discriminator(state)
+    for _ in range(30):
+        after = update_discriminator(state)
+    assert after.loss < before.loss
+    assert after.d_real > 0.5 > after.d_fake
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nothing_is_updated_with_what_is_not_finite(make_config: MakeConfig, optimizer: str, bad: float) -> None:
+    """A loss that is NaN or infinite is reported, and leaves the weights and the optimizer's moments as they were."""
+    state = new_state(make_config(f"optimizer.kind={optimizer}"), FACTS, torch.device("cpu"))
+    update_discriminator(state)
+    before = weights(state.discriminator)
+    moments = copy.deepcopy(state.discriminator_optimizer.state_dict()["state"])
+    objective = Objective(real=lambda logits: logits * bad, fake=lambda logits: logits, generator=lambda logits: logits)
+    report = update_discriminator(state, objective)
+    assert not (report.loss + report.grad_norm).isfinite()
+    assert same(before, state.discriminator)
+    for index, entry in state.discriminator_optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value, moments[index][name]) for name, value in entry.items())
+    update_discriminator(state)
+    assert not same(before, state.discriminator)
+    assert all(one.isfinite().all() for one in state.discriminator.parameters())

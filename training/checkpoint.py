@@ -1,0 +1,288 @@
+"""Resumable state on disk: safetensors and JSON in a directory that is there whole or not at all.
+
+    step-00002000/
+      generator.safetensors        weights and batch statistics
+      generator_ema.safetensors    the same, averaged; only if the run averages
+      discriminator.safetensors
+      optimizers.safetensors       `<player>/<parameter>/<quantity>`
+      rng.safetensors              torch's generators, as bytes
+      state.json                   step, metrics, configuration, data set, versions; sha256 and bytes of the files
+                                   above, and its own digest
+
+Files are read once, hashed, and those same bytes are parsed. Nothing in here can execute code.
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ganserve import atomic
+from ganserve.errors import CheckpointError, ConfigError
+from training.config import TrainingConfig, from_dict, to_dict
+from training.data import DatasetFacts
+from training.models import Generator
+from training.state import TrainingState, build_generator
+
+SCHEMA_VERSION: Final = 1
+STATE_FILE: Final = "state.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointState:
+    """What state.json says, checked."""
+
+    step: int
+    images_seen: int
+    seconds: float
+    metrics: dict[str, float]
+    config: TrainingConfig
+    dataset: DatasetFacts
+    environment: dict[str, str]
+    digests: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedGenerator:
+    """A generator ready to be run: the average of the weights, if the run kept one.
+
+    `digest` is the SHA-256 of the weights' file.
+    """
+
+    network: Generator
+    config: TrainingConfig
+    dataset: DatasetFacts
+    step: int
+    images_seen: int
+    metrics: dict[str, float]
+    path: Path
+    digest: str
+
+
+def checkpoint_name(step: int) -> str:
+    """Names sort as their steps do."""
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(
+    path: Path, state: TrainingState, *, config: TrainingConfig, dataset: DatasetFacts, metrics: Mapping[str, float]
+) -> None:
+    """Writes `state` as the directory `path`, in place of what is there.
+
+    Raises:
+        OSError: the disk said no; nothing is left at `path` that was not there before.
+    """
+    files = {
+        "generator.safetensors": _pack(state.generator.state_dict()),
+        "discriminator.safetensors": _pack(state.discriminator.state_dict()),
+        "optimizers.safetensors": _pack(
+            _optimizer_tensors("generator", state.generator, state.generator_optimizer)
+            | _optimizer_tensors("discriminator", state.discriminator, state.discriminator_optimizer)
+        ),
+        "rng.safetensors": _pack(_rng_tensors(state.rng)),
+    }
+    if state.ema:
+        files["generator_ema.safetensors"] = _pack(state.ema.network.state_dict())
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "step": state.step,
+        "images_seen": state.step * config.batch_size,
+        "seconds": state.seconds,
+        "metrics": dict(metrics),
+        "config": to_dict(config),
+        "dataset": dataclasses.asdict(dataset),
+        "environment": environment(state.rng.device),
+        "files": {name: {"sha256": _sha256(body), "bytes": len(body)} for name, body in sorted(files.items())},
+    }
+    document = json.dumps({"sha256": _sha256(_canonical(content)), "state": content}, indent=2)
+    with atomic.directory(path, replace=True) as folder:
+        for name, body in files.items():
+            (folder / name).write_bytes(body)
+        (folder / STATE_FILE).write_text(document + "\n", encoding="utf-8")
+
+
+def verify_checkpoint(path: Path) -> CheckpointState:
+    """What state.json says, after every file was compared with its digest.
+
+    Raises:
+        CheckpointError: something is missing or damaged; the message names the file.
+    """
+    return _read(path)[0]
+
+
+def load_generator(checkpoint: Path) -> TrainedGenerator:
+    """The trained generator in a checkpoint directory, on the CPU and in evaluation mode.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    state, files = _read(checkpoint)
+    name = "generator_ema.safetensors" if "generator_ema.safetensors" in files else "generator.safetensors"
+    network = build_generator(state.config, state.dataset)
+    _load_weights(network, checkpoint / name, files[name])
+    return TrainedGenerator(
+        network=network.eval().requires_grad_(False),
+        config=state.config,
+        dataset=state.dataset,
+        step=state.step,
+        images_seen=state.images_seen,
+        metrics=state.metrics,
+        path=checkpoint,
+        digest=state.digests[name],
+    )
+
+
+def restore_checkpoint(path: Path, state: TrainingState) -> CheckpointState:
+    """Brings `state`, fresh from `new_state` with the checkpoint's configuration, to where the checkpoint was written.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged, or of other networks.
+    """
+    saved, files = _read(path)
+    weights = {"generator": state.generator, "discriminator": state.discriminator}
+    if state.ema:
+        weights["generator_ema"] = state.ema.network
+    for name, network in weights.items():
+        file = f"{name}.safetensors"
+        if file not in files:
+            raise CheckpointError(f"{path} has no {file}")
+        _load_weights(network, path / file, files[file])
+    tensors = _unpack(path / "optimizers.safetensors", files["optimizers.safetensors"])
+    try:
+        _load_optimizer("generator", state.generator, state.generator_optimizer, tensors)
+        _load_optimizer("discriminator", state.discriminator, state.discriminator_optimizer, tensors)
+        _load_rng(state.rng, _unpack(path / "rng.safetensors", files["rng.safetensors"]))
+    except (KeyError, RuntimeError, TypeError) as err:
+        raise CheckpointError(f"{path} is of another run: {err}") from err
+    state.step, state.seconds = saved.step, saved.seconds
+    return saved
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What the last bits of a result depend on, beside the configuration."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "device": device.type,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _read(path: Path) -> tuple[CheckpointState, dict[str, bytes]]:
+    document = _read_bytes(path, STATE_FILE)
+    try:
+        parsed = json.loads(document)
+        content = parsed["state"]
+        if _sha256(_canonical(content)) != parsed["sha256"]:
+            raise CheckpointError(f"checkpoint {path} is damaged: {STATE_FILE} does not match its own digest")
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise CheckpointError(
+                f"checkpoint {path} has schema version {content['schema_version']}, not {SCHEMA_VERSION}"
+            )
+        files = {name: _read_bytes(path, name) for name in content["files"]}
+        for name, body in files.items():
+            expected = content["files"][name]
+            if _sha256(body) != expected["sha256"]:
+                raise CheckpointError(
+                    f"checkpoint {path} is damaged: {name} must have {expected['bytes']:,} bytes of SHA-256 "
+                    f"{expected['sha256'][:12]}…, got {len(body):,} of {_sha256(body)[:12]}…"
+                )
+        state = CheckpointState(
+            step=content["step"],
+            images_seen=content["images_seen"],
+            seconds=content["seconds"],
+            metrics=content["metrics"],
+            config=from_dict(content["config"]),
+            dataset=DatasetFacts(**content["dataset"]),
+            environment=content["environment"],
+            digests={name: entry["sha256"] for name, entry in content["files"].items()},
+        )
+    except ConfigError as err:
+        raise CheckpointError(f"checkpoint {path} is of another version of ganserve: {err}") from err
+    except (ValueError, KeyError, TypeError) as err:
+        raise CheckpointError(f"checkpoint {path} is damaged: {STATE_FILE} is not what it should be: {err}") from err
+    return state, files
+
+
+def _read_bytes(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except FileNotFoundError as err:
+        missing = f"checkpoint {path} has no {name}" if path.is_dir() else f"there is no checkpoint {path}"
+        raise CheckpointError(missing) from err
+    except OSError as err:
+        raise CheckpointError(f"checkpoint {path}: {name} cannot be read: {err.strerror}") from err
+
+
+def _load_weights(network: nn.Module, file: Path, body: bytes) -> None:
+    try:
+        network.load_state_dict(_unpack(file, body))
+    except RuntimeError as err:
+        raise CheckpointError(f"{file} is of another network: {err}") from err
+
+
+def _optimizer_tensors(player: str, network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{player}/{name}/{quantity}": tensor
+        for name, parameter in network.named_parameters()
+        for quantity, tensor in optimizer.state[parameter].items()
+    }
+
+
+def _load_optimizer(player: str, network: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in network.named_parameters():
+        prefix = f"{player}/{name}/"
+        optimizer.state[parameter] = {
+            # In the parameter's own layout: a fused kernel walks both side by side.
+            key.removeprefix(prefix): torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+            if tensor.shape == parameter.shape
+            else tensor.to(parameter.device)
+            for key, tensor in tensors.items()
+            if key.startswith(prefix)
+        }
+
+
+def _rng_tensors(rng: torch.Generator) -> dict[str, Tensor]:
+    tensors = {"draws": rng.get_state(), "torch": torch.get_rng_state()}
+    if rng.device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(rng.device)
+    return tensors
+
+
+def _load_rng(rng: torch.Generator, tensors: Mapping[str, Tensor]) -> None:
+    rng.set_state(tensors["draws"])
+    torch.set_rng_state(tensors["torch"])
+    if rng.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["cuda"], rng.device)
+
+
+def _pack(tensors: Mapping[str, Tensor]) -> bytes:
+    return to_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _unpack(file: Path, body: bytes) -> dict[str, Tensor]:
+    try:
+        return parse_safetensors(body)
+    except safetensors.SafetensorError as err:
+        raise CheckpointError(f"{file} is not a safetensors file: {err}") from err
+
+
+def _sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def _canonical(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,427 @@
+"""What a training run is made of: frozen dataclasses, TOML recipes, and `a.b=c` overrides. Imports no torch."""
+
+import dataclasses
+import difflib
+import importlib.resources
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Final
+
+from ganserve.errors import ConfigError
+
+# The names in the registries of training.models, training.losses and training.optimizers; a test holds them equal.
+GENERATOR_KINDS: Final = ("conv", "mlp")
+DISCRIMINATOR_KINDS: Final = ("conv", "mlp")
+OBJECTIVES: Final = ("bce", "bce_mse", "ns")
+OPTIMIZERS: Final = ("adam", "rmsprop")
+VALUE_RANGES: Final = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+NORMS: Final = ("batch", "none")
+PLAYERS: Final = ("discriminator", "generator")
+SEED_MAX: Final = 2**63 - 1  # what both TOML and torch hold
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images; `dir` is a folder of IDX files, none for the packaged MNIST."""
+
+    dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """The generator. `kind` decides what `width` and `depth` count.
+
+    Attributes:
+        kind: conv or mlp.
+        latent_dim: length of one latent.
+        width: conv: channels before the last upsampling, doubled for each one below; mlp: units of a hidden layer.
+        depth: conv: doublings of the resolution; mlp: hidden layers.
+        norm: batch (per-class scale and shift if the run is conditional) or none, before each activation.
+        negative_slope: slope of the leaky ReLU below zero; 0 is ReLU.
+        output: tanh (images in [-1, 1]) or sigmoid (images in [0, 1]).
+    """
+
+    kind: str = "conv"
+    latent_dim: int = 64
+    width: int = 32
+    depth: int = 2
+    norm: str = "batch"
+    negative_slope: float = 0.0
+    output: str = "tanh"
+
+    def __post_init__(self) -> None:
+        _one_of("generator.kind", self.kind, GENERATOR_KINDS)
+        _between("generator.latent_dim", self.latent_dim, 1, 4096)
+        _between("generator.width", self.width, 1, 4096)
+        _between("generator.depth", self.depth, 1, 8)
+        _one_of("generator.norm", self.norm, NORMS)
+        _between("generator.negative_slope", self.negative_slope, 0.0, 1.0)
+        _one_of("generator.output", self.output, tuple(VALUE_RANGES))
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The range of the images that both players see."""
+        return VALUE_RANGES[self.output]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """The discriminator, without normalisation (R1 and batch statistics do not go together).
+
+    Attributes:
+        kind: conv or mlp.
+        width: conv: channels after the first halving, doubled at each one after; mlp: units of a hidden layer.
+        depth: conv: halvings of the resolution; mlp: hidden layers.
+        negative_slope: slope of the leaky ReLU below zero; 0 is ReLU.
+    """
+
+    kind: str = "conv"
+    width: int = 32
+    depth: int = 3
+    negative_slope: float = 0.2
+
+    def __post_init__(self) -> None:
+        _one_of("discriminator.kind", self.kind, DISCRIMINATOR_KINDS)
+        _between("discriminator.width", self.width, 1, 4096)
+        _between("discriminator.depth", self.depth, 1, 8)
+        _between("discriminator.negative_slope", self.negative_slope, 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Both players' optimizer.
+
+    Attributes:
+        kind: adam or rmsprop.
+        lr: learning rate at the start.
+        final_lr_share: the rate falls along a cosine to this share of `lr` at the last step; 1 keeps it constant.
+        beta1: Adam's decay of the first moment; RMSprop's momentum.
+        beta2: Adam's and RMSprop's decay of the second moment.
+        eps: added to the root of the second moment.
+    """
+
+    kind: str = "adam"
+    lr: float = 2e-3
+    final_lr_share: float = 0.02
+    beta1: float = 0.5
+    beta2: float = 0.99
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer.kind", self.kind, OPTIMIZERS)
+        _between("optimizer.lr", self.lr, 0.0, 1e3, above=True)
+        _between("optimizer.final_lr_share", self.final_lr_share, 0.0, 1.0)
+        _between("optimizer.beta1", self.beta1, 0.0, 1.0, below=True)
+        _between("optimizer.beta2", self.beta2, 0.0, 1.0, below=True)
+        _between("optimizer.eps", self.eps, 0.0, 1.0, above=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PenaltyConfig:
+    """What the discriminator pays beside its objective.
+
+    Attributes:
+        r1: gamma of the R1 penalty, (gamma / 2) |grad D(real)|^2; 0 is off.
+        every_steps: penalties are taken at every so many steps, and count as much more (lazy regularisation,
+            Karras et al. 2020).
+    """
+
+    r1: float = 0.0
+    every_steps: int = 1
+
+    def __post_init__(self) -> None:
+        _between("penalty.r1", self.r1, 0.0, 1e6)
+        _between("penalty.every_steps", self.every_steps, 1, 10**6)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Exponential moving average of the generator, which is then what is shown and exported.
+
+    Attributes:
+        half_life_images: after so many training images a change of the weights is half absorbed; 0 is off.
+        ramp: the half-life never exceeds this share of the images seen, so that early averages follow.
+    """
+
+    half_life_images: float = 0.0
+    ramp: float = 0.08
+
+    def __post_init__(self) -> None:
+        _between("ema.half_life_images", self.half_life_images, 0.0, 1e12)
+        _between("ema.ramp", self.ramp, 0.0, 1e6, above=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """How often a run says and saves what; every one of them also at the last step."""
+
+    every_steps: int = 100
+    sheet_every_steps: int = 500
+    checkpoint_every_steps: int = 500
+    keep_checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _between(f"log.{field.name}", getattr(self, field.name), 1, 10**9)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One complete run.
+
+    Attributes:
+        recipe: the recipe's name; it names the run.
+        objective: bce and ns (one function: binary cross-entropy of logits, with the generator's target at 1, is the
+            non-saturating loss) or bce_mse (the article's text).
+        conditional: the players are told the class.
+        wrong_label_weight: weight of the discriminator's loss for real images under a wrong label.
+        steps: updates of each player.
+        batch_size: real images, and as many fakes, in a step.
+        seed: of the weights, the data order, the latents and the sheets.
+        first_player: who is updated first in a step.
+        reuse_fakes: both players learn from the same fakes in a step; otherwise the second one gets fresh ones.
+    """
+
+    recipe: str
+    objective: str = "ns"
+    conditional: bool = True
+    wrong_label_weight: float = 0.0
+    steps: int = 2000
+    batch_size: int = 32
+    seed: int = 0
+    first_player: str = "discriminator"
+    reuse_fakes: bool = True
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
+    ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if not self.recipe or not all(character.isalnum() or character in "._-" for character in self.recipe):
+            raise ConfigError(
+                f"recipe must be a name of letters, digits, dots, dashes and underscores, got {self.recipe!r}"
+            )
+        _one_of("objective", self.objective, OBJECTIVES)
+        _between("wrong_label_weight", self.wrong_label_weight, 0.0, 1e3)
+        if self.wrong_label_weight and not self.conditional:
+            raise ConfigError(
+                f"wrong_label_weight is {self.wrong_label_weight}, but conditional is false: no label can be wrong",
+                hint="set wrong_label_weight=0, or conditional=true",
+            )
+        _between("steps", self.steps, 1, 10**9)
+        _between("batch_size", self.batch_size, 1, 10**6)
+        if self.batch_size == 1 and self.generator.norm == "batch":
+            raise ConfigError("batch_size must be at least 2 with generator.norm=batch, got 1")
+        _between("seed", self.seed, 0, SEED_MAX)
+        _one_of("first_player", self.first_player, PLAYERS)
+
+
+def list_recipes() -> dict[str, str]:
+    """Name -> one-line description of every packaged recipe."""
+    return {
+        Path(file.name).stem: tomllib.loads(file.read_text(encoding="utf-8"))["description"]
+        for file in sorted(_recipe_folder().iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".toml")
+    }
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """A packaged recipe by name, or one of your own by its .toml path; then each `key=value` of `overrides`.
+
+    Raises:
+        ConfigError: no such recipe, not TOML, or a key or value that is wrong; the message names the dotted key.
+    """
+    if name_or_path.endswith(".toml") or "/" in name_or_path:
+        file: Traversable = Path(name_or_path)
+        missing = ConfigError(f"there is no recipe file {name_or_path}")
+    else:
+        file = _recipe_folder() / f"{name_or_path}.toml"
+        known = list(list_recipes())
+        missing = ConfigError(
+            f"there is no recipe {name_or_path!r}; there are {', '.join(known)}, or give the path of a .toml file",
+            hint=f"did you mean {_nearest(name_or_path, known)}?",
+        )
+    if not file.is_file():
+        raise missing
+    try:
+        mapping = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise ConfigError(f"recipe {file} is not TOML: {err}") from err
+    except OSError as err:
+        raise ConfigError(f"recipe {file} cannot be read: {err.strerror}") from err
+    mapping.pop("description", None)
+    mapping.setdefault("recipe", Path(file.name).stem)
+    return from_dict(_overridden(mapping, overrides))
+
+
+def override(config: TrainingConfig, overrides: Sequence[str]) -> TrainingConfig:
+    """`config` with each `key=value` applied, as `load_recipe` does it.
+
+    Raises:
+        ConfigError: a key or value that is wrong; the message names the dotted key.
+    """
+    return from_dict(_overridden(to_dict(config), overrides))
+
+
+def to_dict(config: TrainingConfig) -> dict[str, Any]:
+    """Nested plain values, as JSON and TOML know them; `from_dict` gives the same configuration back."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(mapping: Mapping[str, Any]) -> TrainingConfig:
+    """The configuration that a nested mapping describes; what it does not mention has its default.
+
+    Raises:
+        ConfigError: a key or value that is wrong; the message names the dotted key.
+    """
+    config: TrainingConfig = _build(TrainingConfig, mapping, "")
+    return config
+
+
+def differences(old: TrainingConfig, new: TrainingConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old value, new value) wherever the two differ."""
+    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+
+
+def keys() -> dict[str, Any]:
+    """Every dotted key that `--set` knows, with its type."""
+    return _keys(TrainingConfig, "")
+
+
+def _keys(cls: type, prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            found |= _keys(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            found[prefix + name] = hint
+    return found
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in mapping.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _build(cls: type, mapping: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if name not in hints:
+            raise _unknown_key(prefix + name)
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{prefix}{name} is a group of settings, got {value!r}")
+            values[name] = _build(typing.cast(type, hint), value, f"{prefix}{name}.")
+        else:
+            values[name] = _checked(prefix + name, value, hint)
+    try:
+        return cls(**values)
+    except TypeError as err:  # only `recipe` has no default
+        raise ConfigError(f"{prefix}{err.args[0].rpartition(': ')[2]} is missing") from err
+
+
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in allowed and type(value) is int:
+        value = float(value)
+    if type(value) not in allowed:  # by type, not isinstance: true is no number
+        raise ConfigError(f"{key} must be {_type_name(hint)}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} must be a finite number, got {value}")
+    return value
+
+
+def _overridden(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        name: dict(value) if isinstance(value, Mapping) else value for name, value in mapping.items()
+    }
+    known = keys()
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals:
+            raise ConfigError(f"an override is key=value, got {text!r}", hint="for example --set optimizer.lr=1e-4")
+        if key not in known:
+            raise _unknown_key(key)
+        *groups, name = key.split(".")
+        target = result
+        for group in groups:
+            target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{group} is a group of settings, got {target!r}")
+        target[name] = _parsed(key, value.strip(), known[key])
+    return result
+
+
+def _parsed(key: str, text: str, hint: Any) -> Any:
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if types.NoneType in allowed and text.lower() in ("", "none", "null"):
+        return None
+    if bool in allowed and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for convert in (int, float):
+        if convert in allowed:
+            try:
+                return convert(text)
+            except ValueError:
+                continue
+    if str in allowed:
+        return text
+    raise ConfigError(f"{key} must be {_type_name(hint)}, got {text!r}")
+
+
+def _unknown_key(key: str) -> ConfigError:
+    known = keys()
+    members = [name for name in known if name.startswith(f"{key}.")]
+    if members:
+        return ConfigError(f"{key} is a group of settings", hint=f"set one of {', '.join(members)}")
+    return ConfigError(f"there is no setting {key!r}", hint=f"did you mean {_nearest(key, list(known))}?")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """The known name most like `name`, compared as a whole and by its last part (`lr` is optimizer.lr)."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return max(whole, 0.9 * last + 0.1 * whole)
+
+    return max(known, key=likeness)
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return " or ".join(names[one] for one in allowed)
+
+
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(
+            f"{key} must be one of {', '.join(allowed)}, got {value!r}",
+            hint=f"did you mean {_nearest(value, allowed)}?",
+        )
+
+
+def _between(key: str, value: float, low: float, high: float, *, above: bool = False, below: bool = False) -> None:
+    """`low <= value <= high`, strictly above `low` or below `high` where asked."""
+    if not (low <= value <= high) or (above and value == low) or (below and value == high):
+        opening, closing = "(" if above else "[", ")" if below else "]"
+        raise ConfigError(f"{key} must be in {opening}{low:g}, {high:g}{closing}, got {value}")
+
+
+def _recipe_folder() -> Traversable:
+    return importlib.resources.files(__package__) / "recipes"

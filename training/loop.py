@@ -1,0 +1,346 @@
+"""The training loop, from a configuration to a run directory."""
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from ganserve import atomic
+from ganserve.errors import ConfigError, RunError
+from training import pictures, run_dir
+from training.checkpoint import environment, restore_checkpoint, save_checkpoint
+from training.config import PLAYERS, TrainingConfig, differences
+from training.data import Dataset, load_dataset
+from training.data.batches import Batches
+from training.device import resolve_device, use_available_cpus
+from training.health import Watch
+from training.losses import OBJECTIVES
+from training.optimizers import learning_rate, set_learning_rate
+from training.progress import Progress, SilentProgress
+from training.state import TrainingState, new_state
+from training.step import discriminator_step, generator_step
+
+logger = logging.getLogger(__name__)
+
+_CHANGEABLE_ON_RESUME = ("steps", "log.", "data.dir")  # the data set itself must be the same: its digest is compared
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a call of `train` came to.
+
+    Attributes:
+        run: its directory.
+        checkpoint: the latest one.
+        steps: where the run is now.
+        images_seen: real images, over the whole run.
+        seconds: of training, over the whole run.
+        images_per_s: over this call.
+        metrics: of the last step.
+        interrupted_by: the signal's number if SIGINT or SIGTERM ended the call early; the run can be resumed.
+    """
+
+    run: Path
+    checkpoint: Path
+    steps: int
+    images_seen: int
+    seconds: float
+    images_per_s: float
+    metrics: dict[str, float]
+    interrupted_by: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self) | {"run": str(self.run), "checkpoint": str(self.checkpoint)}
+
+
+def train(
+    config: TrainingConfig, run: Path, *, device: str = "auto", resume: bool = False, progress: Progress | None = None
+) -> TrainingResult:
+    """Trains until `config.steps`, or until SIGINT or SIGTERM; then there is a checkpoint of where it ended.
+
+    Args:
+        config: the run's. A resumed run takes other `steps` and other `log` settings; anything else must be as it was.
+        run: the run's directory, made if needed.
+        device: auto, cpu or cuda.
+        resume: go on after the latest intact checkpoint, to the very bits of a run that was never interrupted (on one
+            machine, device and number of threads). A finished run stays as it is.
+        progress: what to tell of the way.
+
+    Raises:
+        ConfigError: the device cannot be had, or the configuration does not fit the data.
+        DataError: the data set is missing or damaged.
+        RunError: the run exists, or not, or belongs to another configuration, or is in use, or cannot be written.
+        CheckpointError: none of the checkpoints is intact.
+        TrainingDivergedError: a loss or gradient is not finite; the latest checkpoint stays.
+    """
+    progress = progress or SilentProgress()
+    target = resolve_device(device)
+    threads = use_available_cpus()
+    dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
+    check_fit(config, dataset)
+    try:
+        _check_run(run, config, resume=resume)
+        (run / "sheets").mkdir(parents=True, exist_ok=True)
+        with run_dir.locked(run):
+            _check_run(run, config, resume=resume)  # again: another process may have been here before the lock
+            state = new_state(config, dataset.facts, target)
+            finished = _resume(run, state, config, dataset) if resume else None
+            if finished is not None:
+                return finished
+            run_dir.write_config(run, config)
+            logger.info("training run=%s device=%s threads=%d step=%d", run, target, threads, state.step)
+            try:
+                progress.started(run=run, step=state.step, steps=config.steps)
+                return _loop(config, run, state, dataset, target, progress)
+            finally:
+                progress.finished()
+    except OSError as err:
+        raise RunError(
+            f"run {run} cannot be written: {err.strerror or err}", hint="free some space, or use --run elsewhere"
+        ) from err
+
+
+def check_fit(config: TrainingConfig, dataset: Dataset) -> None:
+    """Refuses a configuration that the data set cannot satisfy.
+
+    Raises:
+        ConfigError: wrong labels are asked of a single class.
+    """
+    if config.wrong_label_weight and dataset.num_classes < 2:
+        raise ConfigError(
+            f"wrong_label_weight is {config.wrong_label_weight}, but {dataset.name} has one class only",
+            hint="set wrong_label_weight=0",
+        )
+
+
+def _loop(
+    config: TrainingConfig,
+    run: Path,
+    state: TrainingState,
+    dataset: Dataset,
+    device: torch.device,
+    progress: Progress,
+) -> TrainingResult:
+    objective = OBJECTIVES[config.objective]
+    batches = Batches(
+        dataset, batch_size=config.batch_size, seed=config.seed, value_range=config.generator.value_range, device=device
+    )
+    watch = Watch(device)
+    sheet_latents, sheet_labels = pictures.sheet_inputs(
+        config.seed, config.generator.latent_dim, state.generator.num_classes, device
+    )
+
+    def fakes() -> tuple[torch.Tensor, torch.Tensor | None]:
+        latents = torch.randn(config.batch_size, config.generator.latent_dim, generator=state.rng, device=device)
+        labels = batches.draw_labels(state.rng) if config.conditional else None
+        return state.generator(latents, labels), labels
+
+    players = sorted(PLAYERS, key=lambda player: player != config.first_player)
+    total_images = config.steps * config.batch_size
+    first_step, seconds_before = state.step + 1, state.seconds
+    started = logged_at = time.monotonic()
+    logged_step = state.step
+    checkpoint = run_dir.checkpoint_path(run, state.step)
+    point: dict[str, float] = {}
+
+    with _signals() as received:
+        for step in range(first_step, config.steps + 1):
+            lr = learning_rate(config.optimizer, images_seen=(step - 1) * config.batch_size, total_images=total_images)
+            set_learning_rate(state.generator_optimizer, lr)
+            set_learning_rate(state.discriminator_optimizer, lr)
+
+            real_images, real_labels = batches.batch(step - 1)
+            wrong_labels = None
+            if config.wrong_label_weight:
+                shift = torch.randint(1, dataset.num_classes, real_labels.shape, generator=state.rng, device=device)
+                wrong_labels = (real_labels + shift) % dataset.num_classes
+            lazy = config.penalty.every_steps if step % config.penalty.every_steps == 0 else 0
+            fake_images, fake_labels = fakes()
+
+            for turn, player in enumerate(players):
+                if turn == 1 and not config.reuse_fakes:
+                    fake_images, fake_labels = fakes()
+                if player == "discriminator":
+                    d_report = discriminator_step(
+                        state.discriminator,
+                        state.discriminator_optimizer,
+                        objective,
+                        real_images=real_images,
+                        real_labels=real_labels if config.conditional else None,
+                        fake_images=fake_images,
+                        fake_labels=fake_labels,
+                        wrong_labels=wrong_labels,
+                        wrong_label_weight=config.wrong_label_weight,
+                        r1_weight=config.penalty.r1 / 2 * lazy,
+                    )
+                else:
+                    g_report = generator_step(
+                        state.generator,
+                        state.discriminator,
+                        state.generator_optimizer,
+                        objective,
+                        fake_images=fake_images,
+                        fake_labels=fake_labels,
+                    )
+            images_seen = step * config.batch_size
+            if state.ema:
+                state.ema.update(state.generator, images_seen=images_seen, batch_images=config.batch_size)
+            state.step = step
+            watch.observe(
+                step,
+                {
+                    "loss_discriminator": d_report.loss,
+                    "loss_generator": g_report.loss,
+                    "d_real": d_report.d_real,
+                    "d_fake": d_report.d_fake,
+                    "grad_norm_discriminator": d_report.grad_norm,
+                    "grad_norm_generator": g_report.grad_norm,
+                },
+            )
+            progress.stepped(step)
+
+            last = step == config.steps or received.number is not None
+            log_due, sheet_due, checkpoint_due = (
+                last or step % every == 0
+                for every in (config.log.every_steps, config.log.sheet_every_steps, config.log.checkpoint_every_steps)
+            )
+            if not (device.type == "cpu" or log_due or sheet_due or checkpoint_due):
+                continue  # a GPU is not asked how it went until somebody wants to know
+            quantities = watch.read()
+            if not (log_due or sheet_due or checkpoint_due):
+                continue
+
+            now = time.monotonic()
+            state.seconds = seconds_before + now - started
+            images_per_s = (step - logged_step) * config.batch_size / (now - logged_at)
+            point = {
+                "step": step,
+                "images_seen": images_seen,
+                "seconds": round(state.seconds, 3),
+                "images_per_s": round(images_per_s, 1),
+                "lr": lr,
+                **quantities,
+            }
+            if log_due:
+                run_dir.append_metrics(run, point)
+                progress.logged(point)
+                logged_at, logged_step = now, step
+            if sheet_due:
+                sheet = run_dir.sheet_path(run, step)
+                atomic.write_file(sheet, pictures.sheet_png(state.shown_generator, sheet_latents, sheet_labels))
+                progress.wrote("sheet", sheet)
+            if checkpoint_due:
+                checkpoint = run_dir.checkpoint_path(run, step)
+                save_checkpoint(checkpoint, state, config=config, dataset=dataset.facts, metrics=point)
+                run_dir.remove_old_checkpoints(run, config.log.keep_checkpoints)
+                curves = pictures.curves_png(run_dir.read_metrics(run), title=run.name)
+                atomic.write_file(run / run_dir.CURVES_FILE, curves)
+                progress.wrote("checkpoint", checkpoint)
+            if last:
+                break
+
+    seconds = time.monotonic() - started
+    return TrainingResult(
+        run=run,
+        checkpoint=checkpoint,
+        steps=state.step,
+        images_seen=state.step * config.batch_size,
+        seconds=round(seconds_before + seconds, 3),
+        images_per_s=round((state.step - first_step + 1) * config.batch_size / seconds, 1),
+        metrics=point,
+        interrupted_by=received.number if state.step < config.steps else None,
+    )
+
+
+def _check_run(run: Path, config: TrainingConfig, *, resume: bool) -> None:
+    """A new run must not exist; one to resume must, and be of this configuration."""
+    if resume:
+        changed = {
+            key: values
+            for key, values in differences(run_dir.load_config(run), config).items()
+            if not key.startswith(_CHANGEABLE_ON_RESUME)
+        }
+        if changed:
+            listed = ", ".join(f"{key} was {old} and is {new}" for key, (old, new) in changed.items())
+            raise RunError(
+                f"run {run} belongs to another configuration: {listed}",
+                hint="resume it as it was started, or start another with --run",
+            )
+        return
+    if (run / run_dir.CONFIG_FILE).exists():
+        raise RunError(f"run {run} exists already", hint="--resume goes on with it; --run NAME starts another")
+    if run.is_dir() and any(entry.name not in (".lock", "sheets") for entry in run.iterdir()):
+        raise RunError(f"{run} is not a run and not empty", hint="use --run NAME for another directory")
+
+
+def _resume(run: Path, state: TrainingState, config: TrainingConfig, dataset: Dataset) -> TrainingResult | None:
+    """Brings `state` to the latest intact checkpoint; a result if there is nothing left to do."""
+    if not run_dir.checkpoints(run):
+        logger.warning("run %s has no checkpoint yet: starting at step 0", run)
+        run_dir.cut_metrics(run, 0)
+        return None
+    checkpoint, why = run_dir.best_checkpoint(run)
+    saved = restore_checkpoint(checkpoint, state)
+    if saved.dataset.digest != dataset.digest:
+        raise RunError(
+            f"run {run} was trained on {saved.dataset.name} (digest {saved.dataset.digest[:12]}…), "
+            f"not on this {dataset.name} (digest {dataset.digest[:12]}…)"
+        )
+    logger.info("resuming run=%s checkpoint=%s (%s)", run, checkpoint.name, why)
+    here = environment(state.rng.device)
+    changed = [
+        f"{key} {saved.environment.get(key)} -> {value}"
+        for key, value in here.items()
+        if saved.environment.get(key) != value
+    ]
+    if changed:
+        logger.warning("resuming elsewhere, so not to the last bit: %s", ", ".join(changed))
+    if state.step >= config.steps:
+        return TrainingResult(
+            run=run,
+            checkpoint=checkpoint,
+            steps=state.step,
+            images_seen=saved.images_seen,
+            seconds=round(saved.seconds, 3),
+            images_per_s=0.0,
+            metrics=saved.metrics,
+        )
+    run_dir.cut_metrics(run, state.step)
+    return None
+
+
+@dataclasses.dataclass
+class _Received:
+    number: int | None = None
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Received]:
+    """Notes the first SIGINT or SIGTERM instead of dying of it; the second does what it always did."""
+    received = _Received()
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python delivers signals to the main thread only
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.number = number
+        for one, handler in before.items():
+            signal.signal(one, handler or signal.SIG_DFL)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

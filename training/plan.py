@@ -1,0 +1,98 @@
+"""What a training run would be, without writing anything: `--dry-run`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.config import TrainingConfig, to_dict
+from training.data import DatasetFacts, load_dataset
+from training.device import resolve_device, use_available_cpus
+from training.state import build_discriminator, build_generator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """A run before it starts: what it learns from, how large its players are, and where it goes."""
+
+    config: TrainingConfig
+    dataset: DatasetFacts
+    run: Path
+    device: str
+    threads: int
+    generator_parameters: int
+    discriminator_parameters: int
+
+    @property
+    def epochs(self) -> float:
+        """How often the run sees each image."""
+        return self.config.steps * self.config.batch_size / self.dataset.images
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return plain | {
+            "config": to_dict(self.config),
+            "dataset": dataclasses.asdict(self.dataset),
+            "run": str(self.run),
+            "epochs": round(self.epochs, 3),
+        }
+
+    def __str__(self) -> str:
+        data, config = self.dataset, self.config
+        lines = [
+            f"run            {self.run}",
+            f"data           {data.name}: {data.images:,} images of {data.height} x {data.width}, "
+            f"{data.num_classes} classes, digest {data.digest[:12]}",
+            f"generator      {config.generator.kind}, {self.generator_parameters:,} parameters",
+            f"discriminator  {config.discriminator.kind}, {self.discriminator_parameters:,} parameters",
+            f"length         {config.steps:,} steps of {config.batch_size} images: {self.epochs:.2f} epochs",
+            f"device         {self.device}, {self.threads} threads",
+            "",
+            *_toml(to_dict(config)),
+        ]
+        return "\n".join(lines)
+
+
+def plan(config: TrainingConfig, run: Path, *, device: str = "auto") -> TrainingPlan:
+    """What `training.loop.train` would do with the same arguments.
+
+    Raises:
+        ConfigError: the device cannot be had.
+        DataError: the data set is missing or damaged.
+    """
+    target = resolve_device(device)
+    facts = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train").facts
+    with torch.device("meta"):  # sizes without memory
+        generator, discriminator = build_generator(config, facts), build_discriminator(config, facts)
+    return TrainingPlan(
+        config=config,
+        dataset=facts,
+        run=run,
+        device=target.type,
+        threads=use_available_cpus(),
+        generator_parameters=_parameters(generator),
+        discriminator_parameters=_parameters(discriminator),
+    )
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(one.numel() for one in network.parameters())
+
+
+def _toml(mapping: dict[str, Any]) -> list[str]:
+    """The configuration as a recipe: what it prints can be saved and trained."""
+    lines = [f"{key} = {_toml_value(value)}" for key, value in mapping.items() if not isinstance(value, dict | None)]
+    for key, group in mapping.items():
+        if isinstance(group, dict):
+            lines += ["", f"[{key}]", *_toml(group)]
+    return lines
+
+
+def _toml_value(value: bool | int | float | str) -> str:
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,197 @@
+"""A run's directory: what is in it, which run or checkpoint is meant, and who may write.
+
+runs/<name>/
+  config.json     the resolved configuration
+  metrics.jsonl   one JSON object a line
+  sheets/         step-00000500.png, ...: the same latents at every step
+  curves.png
+  checkpoints/    step-00000500/, ...
+"""
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Final
+
+from ganserve import atomic
+from ganserve.errors import CheckpointError, RunError
+from training.checkpoint import checkpoint_name, verify_checkpoint
+from training.config import TrainingConfig, from_dict, to_dict
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE: Final = "config.json"
+METRICS_FILE: Final = "metrics.jsonl"
+CURVES_FILE: Final = "curves.png"
+_CHECKPOINT = re.compile(r"step-\d{8,}")
+
+
+def new_run(runs: Path, recipe: str) -> Path:
+    """Where the next run of a recipe goes: `<recipe>-<n>`, n one more than the largest there is."""
+    taken = [
+        int(path.name.removeprefix(f"{recipe}-"))
+        for path in runs.glob(f"{recipe}-*")
+        if path.name.removeprefix(f"{recipe}-").isdecimal()
+    ]
+    return runs / f"{recipe}-{max(taken, default=0) + 1}"
+
+
+def list_runs(runs: Path) -> list[Path]:
+    """Every run in a folder, the one written to last at the end."""
+    found = [path.parent for path in runs.glob(f"*/{CONFIG_FILE}") if not atomic.is_temporary(path.parent)]
+    return sorted(found, key=_last_written)
+
+
+def newest_run(runs: Path) -> Path:
+    """The run that was written to last.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = list_runs(runs)
+    if not found:
+        raise RunError(f"there is no run in {runs}", hint="ganserve train")
+    return found[-1]
+
+
+def resolve_run(run: str | None, runs: Path) -> Path:
+    """The run that is meant: a name in `runs`, a path, or None for the newest.
+
+    Raises:
+        RunError: there is no such run; the hint lists those there are.
+    """
+    if run is None:
+        return newest_run(runs)
+    for candidate in (runs / run, Path(run)):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
+    names = [path.name for path in list_runs(runs)]
+    hint = f"there are {', '.join(names[::-1][:8])}" if names else "there are none yet: ganserve train"
+    raise RunError(f"there is no run {run!r} in {runs}", hint=hint)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoint directories, oldest first, damaged or not."""
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if _CHECKPOINT.fullmatch(path.name))
+
+
+def best_checkpoint(run: Path) -> tuple[Path, str]:
+    """The checkpoint to take, and why: the latest that is intact. Damaged ones are named in the log.
+
+    Raises:
+        RunError: the run has no checkpoint.
+        CheckpointError: it has, and none is intact.
+    """
+    found = checkpoints(run)
+    if not found:
+        raise RunError(f"run {run} has no checkpoint yet", hint=f"ganserve train --run {run.name} --resume")
+    damage: list[CheckpointError] = []
+    for path in reversed(found):
+        try:
+            step = verify_checkpoint(path).step
+        except CheckpointError as err:
+            damage.append(err)
+            logger.warning("checkpoint skipped, using the one before it: %s", err)
+        else:
+            skipped = f", {len(damage)} damaged skipped" if damage else ""
+            return path, f"latest, step {step}{skipped}"
+    raise CheckpointError(f"run {run} has no intact checkpoint; the latest: {damage[0]}") from damage[0]
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / "checkpoints" / checkpoint_name(step)
+
+
+def sheet_path(run: Path, step: int) -> Path:
+    """Where the sample sheet of a step is."""
+    return run / "sheets" / f"{checkpoint_name(step)}.png"
+
+
+def remove_old_checkpoints(run: Path, keep: int) -> None:
+    """Removes all but the latest `keep`."""
+    for path in checkpoints(run)[:-keep]:
+        shutil.rmtree(path)
+
+
+def write_config(run: Path, config: TrainingConfig) -> None:
+    """Saves the resolved configuration."""
+    atomic.write_file(run / CONFIG_FILE, (json.dumps(to_dict(config), indent=2) + "\n").encode())
+
+
+def load_config(run: Path) -> TrainingConfig:
+    """The configuration that a run was started with.
+
+    Raises:
+        RunError: it is missing or not readable.
+        ConfigError: it is of another version of ganserve.
+    """
+    path = run / CONFIG_FILE
+    try:
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as err:
+        raise RunError(f"{run} is not a run: it has no {CONFIG_FILE}") from err
+    except (OSError, ValueError) as err:
+        raise RunError(f"{path} cannot be read: {err}") from err
+
+
+def append_metrics(run: Path, point: Mapping[str, float]) -> None:
+    """Adds one line to metrics.jsonl."""
+    with (run / METRICS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(point) + "\n")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Every complete line of metrics.jsonl; a run that was killed may have left a last one that is not."""
+    points = []
+    try:
+        for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                points.append(json.loads(line))
+    except FileNotFoundError:
+        return []
+    return points
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Removes what metrics.jsonl says of the steps after `step`: they are about to be made again."""
+    kept = [point for point in read_metrics(run) if point["step"] <= step]
+    atomic.write_file(run / METRICS_FILE, "".join(json.dumps(point) + "\n" for point in kept).encode())
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """The run belongs to this process alone while the block lasts; the system lets go of it however the process ends.
+
+    Raises:
+        RunError: another process is writing to the run.
+    """
+    with (run / ".lock").open("a") as file:
+        try:
+            _lock(file)
+        except OSError as err:
+            raise RunError(
+                f"run {run} is being written by another process", hint="wait for it, or use another --run"
+            ) from err
+        yield
+
+
+def _lock(file: IO[str]) -> None:
+    if sys.platform == "win32":
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _last_written(run: Path) -> float:
+    return max((run / name).stat().st_mtime for name in (CONFIG_FILE, METRICS_FILE) if (run / name).exists())
