@@ -1,0 +1,1 @@
+"""From a training checkpoint to an artifact that has proven itself."""

@@ -1,0 +1,111 @@
+"""ONNX: one file, standard operators, dynamic batch, nothing of the machine that built it."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+
+import onnx
+import torch
+
+from exporters.wrapper import ExportedGenerator
+from ganserve.errors import ExportError
+
+OPSET = 20
+_MAX_BATCH_ROWS = 1 << 20  # a bound that torch.export needs to see; the graph has no trace of it
+
+
+def export_onnx(generator: ExportedGenerator, metadata: Mapping[str, str]) -> bytes:
+    """The generator as an ONNX model.
+
+    Args:
+        generator: in evaluation mode.
+        metadata: goes into the file's `metadata_props`.
+
+    Returns:
+        A serialized model: inputs `latents` float32 [batch, latent_dim] and, if conditional, `labels` int64 [batch];
+        output `pixels` uint8 [batch, H, W, C]; opset 20 of the standard domain, weights inside.
+
+    Raises:
+        ExportError: the exporter failed, or what it wrote is not that.
+    """
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH_ROWS)
+    shapes: dict[str, dict[int, torch.export.Dim]] = {"latents": {0: batch}}
+    example = example_inputs(generator)
+    if generator.num_classes is not None:
+        shapes["labels"] = {0: batch}
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "torch.export"):
+        warnings.simplefilter("ignore")  # torch's own deprecations inside its exporter; nothing a user can act on
+        try:
+            program = torch.onnx.export(
+                generator.eval(),
+                example,
+                input_names=list(shapes),
+                output_names=["pixels"],
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as err:  # torch's exporter raises anything from its many stages
+            raise ExportError(f"torch.onnx cannot export this generator: {err}") from err
+    assert program is not None  # None is the legacy exporter's return value
+    model = program.model_proto
+    _clean(model, metadata)
+    _check(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def example_inputs(generator: ExportedGenerator) -> tuple[torch.Tensor, ...]:
+    """Inputs to trace with: a batch of two, because of one dimension exporters make a constant."""
+    latents = torch.zeros(2, generator.latent_dim)
+    return (latents,) if generator.num_classes is None else (latents, torch.zeros(2, dtype=torch.int64))
+
+
+def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Removes what the exporter noted for its own developers, this machine's paths among it."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del model.graph.value_info[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    model.graph.name = "generator"
+    model.producer_name, model.producer_version = "ganserve", ""
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+
+
+def _check(model: onnx.ModelProto) -> None:
+    """What serving relies on, whatever the exporter did.
+
+    Raises:
+        ExportError: a foreign domain, another opset, external data, or an invalid graph.
+    """
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    foreign = {node.domain for node in model.graph.node} - {""}
+    if foreign or opsets.get("") != OPSET or model.functions:
+        raise ExportError(f"expected opset {OPSET} of the standard domain alone, got {opsets} and nodes of {foreign}")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise ExportError("weights are outside the file")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
+        raise ExportError(f"the exported graph is not valid ONNX: {err}") from err
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Mutes loggers below errors while the block lasts: the exporter narrates its stages."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

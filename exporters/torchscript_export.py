@@ -1,0 +1,48 @@
+"""TorchScript: traced and frozen, for C++ and LibTorch users. It is code: the server never loads it."""
+
+import io
+import json
+import warnings
+from collections.abc import Mapping
+
+import torch
+
+from exporters.onnx_export import example_inputs
+from exporters.wrapper import ExportedGenerator
+from ganserve.errors import ExportError
+
+METADATA_FILE = "ganserve.json"
+
+
+def export_torchscript(generator: ExportedGenerator, metadata: Mapping[str, str]) -> bytes:
+    """The generator as a TorchScript archive with the signature of the ONNX model.
+
+    `torch.jit.optimize_for_inference` is left out on purpose: its result is fit for the building machine's CPU only.
+
+    Args:
+        generator: in evaluation mode.
+        metadata: goes into the archive's extra file `ganserve.json`.
+
+    Raises:
+        ExportError: the generator cannot be traced.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; as long as LibTorch reads it, people need it
+        try:
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch.jit is untyped
+                generator.eval(), example_inputs(generator), check_trace=False
+            )
+            frozen = torch.jit.freeze(traced)
+            buffer = io.BytesIO()
+            extra = {METADATA_FILE: json.dumps(dict(metadata), sort_keys=True)}
+            torch.jit.save(frozen, buffer, _extra_files=extra)
+        except RuntimeError as err:
+            raise ExportError(f"torch.jit cannot trace this generator: {err}") from err
+    return buffer.getvalue()
+
+
+def load_torchscript(content: bytes) -> torch.jit.ScriptModule:
+    """Loads what `export_torchscript` made. TorchScript is code: only ever call this on bytes that you made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        return torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call, no-any-return]

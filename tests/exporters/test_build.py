@@ -1,0 +1,188 @@
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from exporters import build as build_module
+from exporters.build import Step, build_artifact
+from exporters.parity import BATCH_ROWS, probes, pytorch_pixels
+from exporters.torchscript_export import METADATA_FILE
+from ganserve import imaging
+from ganserve.artifact import CARD, GOLDEN, ONNX, SAMPLES, TORCHSCRIPT, open_artifact
+from ganserve.engine import Engine
+from ganserve.errors import ArtifactError, CheckpointError, ParityError
+from tests.runs import make_checkpoint
+from training.checkpoint import load_generator
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conditional convolutional generator after two steps."""
+    return make_checkpoint(tmp_path_factory.mktemp("conditional"))
+
+
+@pytest.fixture(scope="module")
+def artifact_path(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its artifact, with TorchScript."""
+    out = tmp_path_factory.mktemp("artifacts") / "digits"
+    build_artifact(checkpoint, out, run_name="run", torchscript=True)
+    return out
+
+
+VARIANTS = {
+    "conv, unconditional": ["conditional=false", "wrong_label_weight=0"],
+    "conv without normalisation": ["generator.norm=none"],
+    "mlp, conditional": ["generator.kind=mlp", "discriminator.kind=mlp"],
+    "mlp, unconditional": ["generator.kind=mlp", "conditional=false", "wrong_label_weight=0"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_family_is_exported(overrides: list[str], tmp_path: Path) -> None:
+    """Each family, conditional or not, normalised or not, trains, exports to both formats, and passes parity."""
+    checkpoint = make_checkpoint(tmp_path, overrides)
+    artifact = build_artifact(checkpoint, tmp_path / "artifact", run_name="run", torchscript=True)
+    formats = {(row.format, row.batch_rows) for row in artifact.manifest.parity}
+    assert formats == {(format, rows) for format in (ONNX, TORCHSCRIPT) for rows in BATCH_ROWS}
+    assert Engine(artifact, device="cpu").provider == "CPUExecutionProvider"
+
+
+def test_the_article_recipe_is_exported(tmp_path: Path) -> None:
+    """The seed recipe's generator, whose images are in [0, 1], is served as what it is: unconditional, 100 normals."""
+    checkpoint = make_checkpoint(tmp_path, recipe="seed")
+    manifest = build_artifact(checkpoint, tmp_path / "artifact", run_name="run").manifest
+    assert manifest.latent.dim == 100
+    assert manifest.labels is None
+    assert manifest.model.image.value_range == (0.0, 1.0)
+
+
+def test_pixels_are_those_of_pytorch(checkpoint: Path, artifact_path: Path) -> None:
+    """The engine's pixels of the artifact are PyTorch's, within one grey level on 0.1 % of them, on rows of its own."""
+    trained = load_generator(checkpoint)
+    rows, labels = probes(trained.network, 300)
+    rows = -rows  # other rows than the export compared
+    engine = Engine(open_artifact(artifact_path), device="cpu")
+    max_abs_diff, share = imaging.difference(engine.run(rows, labels), pytorch_pixels(trained.network, rows, labels))
+    assert max_abs_diff <= 1
+    assert share <= 1e-3
+
+
+def test_manifest_tells_the_source(checkpoint: Path, artifact_path: Path) -> None:
+    """The manifest names run, checkpoint, weights, data, labels and the metrics of the last step."""
+    trained, manifest = load_generator(checkpoint), open_artifact(artifact_path).manifest
+    assert manifest.source.run == "run"
+    assert manifest.source.checkpoint == checkpoint.name
+    assert manifest.source.step == 2
+    assert manifest.source.weights_sha256 == trained.digest
+    assert manifest.source.dataset_sha256 == trained.dataset.digest
+    assert manifest.labels == tuple("0123456789")
+    assert manifest.training["loss_generator"] == trained.metrics["loss_generator"]
+    assert manifest.name == "data"  # the folder that it was trained on
+
+
+def test_graph_is_portable(artifact_path: Path) -> None:
+    """The ONNX file is opset 20 of the standard domain alone, with weights inside and no trace of this machine."""
+    content = (artifact_path / ONNX).read_bytes()
+    model = onnx.load_model_from_string(content)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not {node.op_type for node in model.graph.node} & {"BatchNormalization", "Shape", "If", "Loop"}
+    assert not any(node.metadata_props for node in model.graph.node)
+    for trace in (b"/site-packages/", b"exporters/", str(Path.cwd()).encode(), b'File "'):
+        assert trace not in content
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["ganserve.labels"] == "0,1,2,3,4,5,6,7,8,9"
+
+
+def test_golden_images_are_exact(artifact_path: Path) -> None:
+    """On the machine that exported it, the engine gives the golden images to the last bit."""
+    artifact = open_artifact(artifact_path)
+    golden = artifact.read_golden()
+    pixels = Engine(artifact, device="cpu").run(golden.latents, golden.labels)
+    np.testing.assert_array_equal(pixels, golden.pixels)
+
+
+def test_artifact_shows_itself(artifact_path: Path) -> None:
+    """The artifact has a proof sheet with a row for each format and each difference, and a card with the signature."""
+    sheet = Image.open(io.BytesIO((artifact_path / SAMPLES).read_bytes()))
+    cell = 2 * (28 + 2)  # images at twice their size, with their gap
+    assert sheet.height >= 5 * cell  # PyTorch, ONNX, TorchScript, and two differences
+    assert sheet.width >= 10 * cell
+    card = (artifact_path / CARD).read_text()
+    assert "uint8 [batch, 28, 28, 1]" in card
+    assert card.count("| generator.ts |") == len(BATCH_ROWS)
+
+
+def test_card_code_runs(artifact_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model card's Python example runs as it is printed and gives ten images."""
+    code = (artifact_path / CARD).read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(artifact_path)
+    names: dict[str, np.ndarray] = {}
+    exec(code, names)
+    assert names["pixels"].shape == (10, 28, 28, 1)
+    assert names["pixels"].dtype == np.uint8
+
+
+def test_torchscript_carries_metadata(checkpoint: Path, artifact_path: Path) -> None:
+    """The TorchScript archive says which weights it was made of."""
+    with zipfile.ZipFile(artifact_path / TORCHSCRIPT) as archive:
+        member = next(name for name in archive.namelist() if name.endswith(METADATA_FILE))
+        metadata = json.loads(archive.read(member))
+    assert metadata["ganserve.weights_sha256"] == load_generator(checkpoint).digest
+
+
+def test_steps_are_told(checkpoint: Path, tmp_path: Path) -> None:
+    """Whoever shows progress hears of each step with its figures."""
+    steps: list[Step] = []
+    build_artifact(checkpoint, tmp_path / "artifact", run_name="run", on_step=steps.append)
+    assert [step.name for step in steps] == ["load", "onnx", "parity", "write"]
+    assert "PyTorch on 512 images at batches 1, 2, 3, 17, 64" in steps[2].detail
+
+
+def test_wrong_graph_leaves_no_artifact(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that computes something else is a ParityError with the numbers, and nothing is written."""
+    right = build_module.export_onnx
+
+    def wrong(*args: object) -> bytes:
+        model = onnx.load_model_from_string(right(*args))  # type: ignore[arg-type]  # passed on as they came
+        weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+        array = onnx.numpy_helper.to_array(weight) * 1.01
+        weight.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), weight.name))
+        return bytes(model.SerializeToString())
+
+    monkeypatch.setattr(build_module, "export_onnx", wrong)
+    with pytest.raises(ParityError, match="does not compute what PyTorch computes") as caught:
+        build_artifact(checkpoint, tmp_path / "artifact", run_name="run")
+    assert caught.value.max_abs_diff >= 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_artifact_is_kept(artifact_path: Path, checkpoint: Path) -> None:
+    """An artifact is replaced only when that was asked for."""
+    before = open_artifact(artifact_path).digest
+    with pytest.raises(ArtifactError, match="exists already"):
+        build_artifact(checkpoint, artifact_path, run_name="run")
+    assert open_artifact(artifact_path).digest == before
+
+
+def test_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    """A checkpoint with a flipped byte is not exported."""
+    checkpoint = make_checkpoint(tmp_path / "run")
+    weights = checkpoint / "generator_ema.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"generator_ema\.safetensors"):
+        build_artifact(checkpoint, tmp_path / "artifact", run_name="run")
+
+
+def test_golden_latents_are_stored_plain(artifact_path: Path) -> None:
+    """Golden images are stored uncompressed: loading them cannot inflate into more than their bytes."""
+    with zipfile.ZipFile(artifact_path / GOLDEN) as archive:
+        assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}

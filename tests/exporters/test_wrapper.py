@@ -1,0 +1,94 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from exporters.parity import probes, pytorch_pixels
+from exporters.wrapper import ExportedGenerator, fold_normalizations
+from ganserve.errors import ExportError
+from tests.runs import make_checkpoint
+from training.checkpoint import load_generator
+from training.config import load_recipe
+from training.models import GENERATORS, Generator
+
+
+def build(kind: str, *, conditional: bool, norm: str = "batch") -> Generator:
+    """A generator with lively statistics: as after training, without the training."""
+    recipe = load_recipe("quick")
+    config = dataclasses.replace(recipe.generator, kind=kind, width=8, norm=norm, latent_dim=16)
+    torch.manual_seed(1)
+    network = GENERATORS[kind](config, image_shape=(1, 28, 28), num_classes=10 if conditional else None)
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert module.running_mean is not None and module.running_var is not None  # noqa: PT018  # for mypy
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+            assert module.num_batches_tracked is not None
+            module.num_batches_tracked.fill_(7)
+            if module.affine:
+                nn.init.normal_(module.weight, 1.0, 0.3)
+                nn.init.normal_(module.bias)
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, 0.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("kind", sorted(GENERATORS))
+def test_folding_changes_no_image(kind: str, conditional: bool) -> None:
+    """A folded generator of every family computes the unfolded one's images to float32's precision."""
+    network = build(kind, conditional=conditional)
+    latents = torch.randn(32, 16)
+    labels = torch.arange(32) % 10 if conditional else None
+    with torch.no_grad():
+        expected = network(latents, labels)
+        found = fold_normalizations(network)(latents, labels)
+    # Images span 2; float32 keeps 7 digits, and a few layers of sums lose one or two of them.
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("kind", sorted(GENERATORS))
+def test_nothing_is_left_of_the_statistics(kind: str, conditional: bool) -> None:
+    """A folded generator holds no batch normalisation, and the original still holds its own."""
+    network = build(kind, conditional=conditional)
+    folded = fold_normalizations(network)
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    assert not any(isinstance(module, norms) for module in folded.modules())
+    assert any(isinstance(module, norms) for module in network.modules())
+
+
+def test_training_mode_is_refused() -> None:
+    """A generator in training mode is refused: its images would depend on their batch."""
+    with pytest.raises(ExportError, match="training mode"):
+        ExportedGenerator(build("conv", conditional=True).train())
+
+
+def test_untrained_statistics_are_refused() -> None:
+    """Statistics that no batch has updated are refused."""
+    network = build("conv", conditional=False)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    with pytest.raises(ExportError, match="never trained"):
+        ExportedGenerator(network)
+
+
+def test_pixels_are_the_rounded_images(tmp_path: Path) -> None:
+    """The exported graph's uint8 pixels are NumPy's rounding of the images, in [0, 1] as in [-1, 1]."""
+    for recipe in ("quick", "seed"):
+        trained = load_generator(make_checkpoint(tmp_path / recipe, recipe=recipe))
+        rows, labels = probes(trained.network, 64)
+        wrapped = ExportedGenerator(trained.network).eval()
+        given = [torch.from_numpy(rows)] + ([] if labels is None else [torch.from_numpy(labels)])
+        with torch.no_grad():
+            found = wrapped(*given).numpy()
+        expected = pytorch_pixels(trained.network, rows, labels)
+        assert found.dtype == np.uint8
+        assert found.shape == (64, 28, 28, 1)
+        distance = np.abs(found.astype(int) - expected.astype(int))
+        assert distance.max() <= 1
+        assert np.count_nonzero(distance) <= 1e-3 * distance.size
