@@ -9,11 +9,12 @@ import io
 import json
 import logging
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -21,7 +22,8 @@ import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ganserve import atomic
-from ganserve.errors import ArtifactError
+from ganserve.errors import ArtifactError, NoArtifactError
+from ganserve.latents import SAMPLER
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,11 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+# No folders in an artifact, so no link can stand in a path's way; nor a drive, a NUL or anything else odd in a name.
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_OPEN_FLAGS = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")  # each where the platform has it
+_MAX_FAULTS = 5  # of a manifest, in one message
 
 
 class _Strict(BaseModel):
@@ -148,9 +155,8 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for path in self.files:
-            pure = PurePosixPath(path)
-            if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path:
-                raise ValueError(f"file paths must be relative and inside the artifact, got {path!r}")
+            if not _FILE_NAME.fullmatch(path):
+                raise ValueError(f"files must lie in the artifact's own directory and have plain names, got {path!r}")
             if path == MANIFEST:
                 raise ValueError(f"{MANIFEST} cannot list itself")
         for required in (ONNX, GOLDEN):
@@ -241,9 +247,14 @@ class Artifact:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 latents, pixels = arrays["latents"], arrays["pixels"]
                 labels = arrays.get("labels")
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as err:
+            for array in (latents, pixels, *(() if labels is None else (labels,))):
+                if not isinstance(array, np.ndarray):  # NumPy gives a member that it does not know as bytes
+                    raise ValueError("a member is not an npy array")
+        except ArtifactError:
+            raise
+        except Exception as err:  # zipfile and NumPy fail in many ways on a hostile file
             raise ArtifactError(f"{self.path / GOLDEN} cannot be read: {err}") from err
-        count = len(latents)
+        count = latents.shape[0] if latents.ndim else 0
         manifest = self.manifest
         fits = (
             count > 0
@@ -274,9 +285,13 @@ def open_artifact(path: Path) -> Artifact:
     Raises:
         ArtifactError: no directory, no manifest, or a manifest that is not of a schema version this ganserve reads.
     """
-    if not path.is_dir():
+    try:
+        is_directory, has_manifest = path.is_dir(), (path / MANIFEST).exists()
+    except OSError as err:  # no permission, or no path at all
+        raise ArtifactError(f"cannot read {str(path)[:256]}: {err.strerror}") from err
+    if not is_directory:
         raise ArtifactError(f"{path} is not an artifact directory", hint="make one with: ganserve export --onnx")
-    if not (path / MANIFEST).exists():
+    if not has_manifest:
         raise ArtifactError(f"{path} has no {MANIFEST}", hint="make an artifact with: ganserve export --onnx")
     content = _read_plain(path / MANIFEST, limit=MAX_MANIFEST_BYTES)
     try:
@@ -293,9 +308,15 @@ def open_artifact(path: Path) -> Artifact:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as err:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'manifest'}: {fault['msg']}" for fault in err.errors()
+            f"{'.'.join(map(str, fault['loc'])) or 'manifest'}: {fault['msg']}" for fault in err.errors()[:_MAX_FAULTS]
         )
         raise ArtifactError(f"{path / MANIFEST} is not a valid manifest: {faults}") from err
+    if manifest.latent.sampler != SAMPLER:
+        raise ArtifactError(
+            f"{path / MANIFEST} has seeds drawn by {manifest.latent.sampler!r}; this ganserve draws by {SAMPLER!r}, "
+            "and one seed would not give one image",
+            hint="upgrade ganserve, or export again",
+        )
     return Artifact(path=path, manifest=manifest, digest=f"sha256:{hashlib.sha256(content).hexdigest()}")
 
 
@@ -343,7 +364,8 @@ def find_artifact(explicit: str | os.PathLike[str] | None = None, *, root: Path 
             taken, and if there is none, the one that ships with ganserve.
 
     Raises:
-        ArtifactError: there is none, or the chosen one is broken. A broken artifact is never passed over in silence.
+        NoArtifactError: there is none.
+        ArtifactError: the chosen one is broken. A broken artifact is never passed over in silence.
     """
     if explicit is not None:
         return open_artifact(Path(explicit)), "named"
@@ -359,7 +381,7 @@ def find_artifact(explicit: str | os.PathLike[str] | None = None, *, root: Path 
         return newest, f"the newest of {len(found)} in {root}/" if len(found) > 1 else f"the only one in {root}/"
     if (PRETRAINED / MANIFEST).is_file():
         return open_artifact(PRETRAINED), "the pretrained one that ships with ganserve"
-    raise ArtifactError(
+    raise NoArtifactError(
         f"no artifact: {root.absolute()} has none",
         hint="make one with: ganserve train && ganserve export --onnx   (or set GANSERVE_ARTIFACT)",
     )
@@ -372,14 +394,16 @@ def _read_plain(path: Path, *, limit: int) -> bytes:
         ArtifactError: missing, a link, not a regular file, larger than `limit`.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+        # Without O_NONBLOCK, opening a named pipe waits for somebody to write into it.
+        descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _OPEN_FLAGS))
     except OSError as err:
         reason = "it is a symbolic link" if path.is_symlink() else err.strerror
         raise ArtifactError(f"cannot read {path}: {reason}") from err
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ArtifactError(f"{path} is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ArtifactError(f"{path} is not a regular file")
         if status.st_size > limit:
             raise ArtifactError(f"{path} has {status.st_size} bytes, at most {limit} are expected")
         return file.read(limit + 1)

@@ -7,6 +7,7 @@ the same name removes.
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ def write_file(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write; it appears at `path` when the block ends, and not at all if the block raises."""
+    _remove_leftovers(path)
     temporary = _neighbour(path)
     try:
         with temporary.open("xb") as file:
@@ -70,8 +72,12 @@ def directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         if replace and path.exists():
             old = _neighbour(path)
             path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)  # the new one is in place: what is left here is only a leftover
         else:
             temporary.rename(path)
     except BaseException:
@@ -104,14 +110,21 @@ def _neighbour(path: Path) -> Path:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes neighbours of `path` whose writers are dead; a living writer's is left alone."""
-    for leftover in path.parent.glob(f".{path.name}{_MARK}*"):
-        pid = int(leftover.name.rpartition(_MARK)[2].partition("-")[0])
-        if not _alive(pid):
+    """Removes neighbours of `path` whose writers are dead; a living writer's, and what is not ours, is left alone."""
+    pattern = re.compile(re.escape(f".{path.name}{_MARK}") + r"([1-9][0-9]{0,8})-[0-9a-f]{8}")
+    for leftover in path.parent.iterdir():
+        match = pattern.fullmatch(leftover.name)
+        if match is None or _alive(int(match[1])):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # there signal 0 is Ctrl-C, not a question
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

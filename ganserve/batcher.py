@@ -227,6 +227,8 @@ class Batcher:
         give_up_at = self._loop.time() + timeout_s
         while self._live and self._loop.time() < give_up_at:
             await asyncio.sleep(0.005)
+        for ticket in [*self._live]:
+            self._finish(ticket, error=OverloadedError("the server is shutting down"))
         for timer in (self._deadline_timer, self._wake_up):
             if timer is not None:
                 timer.cancel()
@@ -308,19 +310,19 @@ class Batcher:
 
     def _run(self, parts: list[_Part]) -> list[Pixels]:
         latents, labels = parts[0].latents, parts[0].labels
-        if len(parts) > 1:
-            latents = np.concatenate([part.latents for part in parts])
-            if labels is not None:
-                labels = np.concatenate([part.labels for part in parts if part.labels is not None])
         try:
+            if len(parts) > 1:
+                latents = np.concatenate([part.latents for part in parts])
+                if labels is not None:
+                    labels = np.concatenate([part.labels for part in parts if part.labels is not None])
             pixels = self._engine.run(latents, labels)
+            if len(pixels) != len(latents):
+                raise InferenceError(f"the session returned {len(pixels)} rows for {len(latents)}")
         except InferenceError:
             raise
         except Exception as err:  # a fault of ours must fail these requests, not stop the batcher
             logger.exception("unexpected error in the engine")
             raise InferenceError(f"inference failed: {err}") from err
-        if len(pixels) != len(latents):
-            raise InferenceError(f"the session returned {len(pixels)} rows for {len(latents)}")
         if len(parts) == 1:
             return [pixels]
         bounds = np.cumsum([len(part.latents) for part in parts])[:-1]

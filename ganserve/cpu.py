@@ -40,6 +40,6 @@ def _quota_v1(folder: Path) -> float | None:
     try:
         allowed = int((folder / "cpu.cfs_quota_us").read_text())
         period = int((folder / "cpu.cfs_period_us").read_text())
-        return None if allowed < 0 else allowed / period
+        return None if allowed <= 0 else allowed / period
     except (OSError, ValueError):
         return None  # no such cgroup: no limit

@@ -43,7 +43,9 @@ _CUDA_OPTIONS = {
 
 
 class Engine:
-    """A warmed-up, proven session for one artifact. `run` is safe from one thread at a time.
+    """A warmed-up, proven session for one artifact.
+
+    `run` may be called from several threads at once, unless buckets are bound: those share buffers.
 
     Attributes:
         manifest: what the artifact says of itself.
@@ -211,6 +213,7 @@ class _BoundBucket:
             self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
 
     def run(self, latents: Latents, labels: Labels | None) -> Pixels:
+        assert (labels is None) == (self._labels is None), "labels come if and only if the model takes them"
         count = len(latents)
         # Rows beyond `count` keep what an earlier batch left there: rows do not see each other.
         self._latents[:count] = latents

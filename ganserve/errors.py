@@ -10,6 +10,7 @@
     ├── ExportError
     │   └── ParityError            what was written does not compute what PyTorch computes
     ├── ArtifactError              an artifact is missing, damaged or not servable
+    │   └── NoArtifactError        there is none yet
     ├── EngineError
     │   ├── ProviderError          the requested execution provider cannot be had
     │   ├── GoldenMismatchError    this machine does not reproduce the artifact's golden images
@@ -92,6 +93,10 @@ class ParityError(ExportError):
 
 class ArtifactError(GanserveError):
     """An artifact is missing, damaged or not servable."""
+
+
+class NoArtifactError(ArtifactError):
+    """Nobody named an artifact, and there is none yet."""
 
 
 class EngineError(GanserveError):
@@ -184,6 +189,11 @@ class SlowRequestError(RequestError):
 
     status = 408
     title = "Request Timeout"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The rest of the body may never come, so nothing else can on this connection."""
+        return {"connection": "close"}
 
 
 class BodyTooLargeError(RequestError):

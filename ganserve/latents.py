@@ -51,7 +51,8 @@ def draw(
     pairs = (latent_dim + 1) // 2
     # The first word of a row is its label's, so that the label does not depend on latent_dim's parity.
     blocks_per_row = -(-(1 + pairs) // _WORDS_PER_BLOCK)
-    words = _words(seed, start * blocks_per_row, count * blocks_per_row).reshape(count, -1)
+    words = _words(seed, start * blocks_per_row, count * blocks_per_row)
+    words = words.reshape(count, blocks_per_row * _WORDS_PER_BLOCK)
 
     normal_words = words[:, 1 : 1 + pairs]
     radius_uniform = ((normal_words >> np.uint64(32)) + 0.5) * 2.0**-32  # in (0, 1): the logarithm is finite

@@ -4,27 +4,41 @@
 parent it checks that there is something to serve; in a worker it opens the engine, proves it, and opens the door.
 """
 
-import json
+import contextlib
 import logging
-from http import HTTPStatus
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import bentoml
 from bentoml.exceptions import BentoMLException
 
 from ganserve import cpu
-from ganserve.api import native
 from ganserve.api.app import FrontDoor
 from ganserve.api.http import Context
 from ganserve.artifact import find_artifact
 from ganserve.batcher import Batcher
-from ganserve.engine import Engine
-from ganserve.errors import GanserveError, RequestError
+from ganserve.engine import Engine, cuda_obstacle
+from ganserve.errors import GanserveError
 from ganserve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-settings = Settings.from_env()
+_ROOT = Path.cwd()  # the project or the Bento: BentoML stands in it while it imports this, but not when it calls check
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turns our errors into BentoML's, which its command line prints as a message and not as a traceback."""
+    try:
+        yield
+    except GanserveError as err:
+        hint = f"\nhint: {err.hint}" if err.hint else ""
+        raise BentoMLException(f"{err}{hint}") from err
+
+
+with _explained():
+    settings = Settings.from_env()
 
 
 class FrontedService(bentoml.Service):  # type: ignore[misc]  # bentoml's exports are lazy, so mypy sees Any
@@ -54,6 +68,7 @@ class GanServe:
     bento_service: FrontedService  # set by BentoML after __init__
 
     def __init__(self) -> None:
+        logging.getLogger("ganserve").setLevel(logging.getLogger("bentoml").level)  # as --quiet and --debug say
         self.artifact, reason = find_artifact(settings.artifact)
         self.engine = Engine(
             self.artifact,
@@ -77,13 +92,15 @@ class GanServe:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
     def check() -> None:
-        """Once, in the parent: nothing starts without a whole artifact."""
-        try:
+        """Once, in the parent: nothing starts without a whole artifact that works here.
+
+        BentoML starts a worker that fails again and again, so what can be known before is found out here.
+        """
+        with _explained(), contextlib.chdir(_ROOT):
             artifact, _ = find_artifact(settings.artifact)
             artifact.verify()
-        except GanserveError as err:
-            hint = f"\nhint: {err.hint}" if err.hint else ""
-            raise BentoMLException(f"{err}{hint}") from err
+            if settings.device == "cpu" or cuda_obstacle() is not None:  # else it would keep memory of the device
+                Engine(artifact, device=settings.device, threads=cpu.threads_per_worker(), max_batch_rows=16)
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
@@ -119,26 +136,9 @@ class GanServe:
         latents: list[list[float]] | None = None,
         encoding: Literal["png", "pixels"] | None = None,
     ) -> dict[str, Any]:
-        """For BentoML's own clients: the fields and the answer of `POST /v1/generate`."""
-        given = {
-            "n": n,
-            "seed": seed,
-            "labels": labels,
-            "truncation": truncation,
-            "latents": latents,
-            "encoding": encoding,
-        }
-        try:
-            work = native.work_for({name: value for name, value in given.items() if value is not None}, self.context)
-            rows, row_labels = work.inputs()
-            ticket = await self.context.batcher.generate(rows, row_labels)
-        except RequestError as err:
-            raise _refusal(err) from err
-        assert ticket.pixels is not None
-        answer: dict[str, Any] = json.loads(work.finish(row_labels, ticket.pixels).body)
-        return answer
+        """The fields and the answer of `POST /v1/generate`, for BentoML's own clients.
 
-
-def _refusal(error: RequestError) -> BentoMLException:
-    """The error in BentoML's tree, which carries the status as a class attribute."""
-    return type("Refused", (BentoMLException,), {"error_code": HTTPStatus(error.status)})(str(error))  # type: ignore[no-any-return]
+        A declaration, from which `/schema.json` and `/docs.json` are made. The door answers the route itself: BentoML
+        on its way here would take "3" for 3, pass over unknown fields, and log a traceback for each 400.
+        """
+        raise NotImplementedError("the front door answers POST /generate")

@@ -5,6 +5,7 @@ A wrong or unknown one is refused at start: a misspelt limit that silently does 
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -13,6 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ganserve.errors import ConfigError
 
 PREFIX = "GANSERVE_"
+
+# A Kubernetes service called "ganserve" puts these into every pod beside it, such as GANSERVE_PORT=tcp://10.0.0.7:3000.
+_KUBERNETES = re.compile(
+    r"SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=[0-9]+|PORT=\w+://.*|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*"
+)
 
 
 class Settings(BaseModel):
@@ -45,7 +51,11 @@ class Settings(BaseModel):
         Raises:
             ConfigError: a `GANSERVE_*` variable that does not exist or whose value is wrong; all faults at once.
         """
-        values = {name.removeprefix(PREFIX): value for name, value in environ.items() if name.startswith(PREFIX)}
+        values = {
+            short: value
+            for name, value in environ.items()
+            if (short := name.removeprefix(PREFIX)) != name and not _KUBERNETES.fullmatch(f"{short}={value}")
+        }
         known = {name.upper(): name for name in cls.model_fields}
         for name in values:
             if name not in known:

@@ -11,12 +11,12 @@ from ganserve.api.http import Context, Handler, Request, Response, Work, problem
 from ganserve.batcher import Ticket
 from ganserve.errors import (
     BodyTooLargeError,
-    InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
     OverloadedError,
     RequestError,
     SlowRequestError,
+    UnsupportedMediaTypeError,
 )
 from ganserve.settings import Settings
 
@@ -33,9 +33,10 @@ ROUTES: Mapping[str, Mapping[str, Handler]] = {
     "/v1/generate": {"POST": native.generate},
     "/v1/digits/{text}.png": {"GET": native.digits},
     "/v1/model": {"GET": native.model},
+    "/generate": {"POST": native.generate},  # what BentoML's clients call
 }
 # Answered by BentoML's application behind this one.
-BENTOML_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/docs.json", "/schema.json", "/generate"})
+BENTOML_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/docs.json", "/schema.json"})
 
 # Up to here, drawing latents or encoding answers takes less than handing it to a thread and back is worth.
 _INLINE_ROWS = 16
@@ -97,7 +98,10 @@ class FrontDoor:
         path = scope["path"]
         if path in BENTOML_PATHS:
             body = await self._read_body(scope, receive)
-            await self._bentoml(scope, _replay(body, receive), send)
+            try:
+                await self._bentoml(scope, _replay(body, receive), send)
+            except Exception:  # Starlette raises what it has answered with a 500
+                logger.exception("BentoML's application failed path=%r", path)
             return None
         handler, parameters = resolve(scope["method"], path)
         if self._context is None:
@@ -107,7 +111,8 @@ class FrontDoor:
             key, text = name.decode("latin-1").lower(), value.decode("latin-1")
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise InvalidRequestError(f"content-encoding {headers['content-encoding'][:64]!r} is not supported here")
+            encoding = headers["content-encoding"]
+            raise UnsupportedMediaTypeError(f"content-encoding {encoding[:64]!r} is not supported here")
         request = Request(
             method=scope["method"],
             path=path,

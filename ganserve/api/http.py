@@ -6,7 +6,7 @@ be done first; whoever called it runs the work through the batcher. So one set o
 
 import io
 import json
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -26,6 +26,8 @@ NPY = "application/x-npy"
 PNG = "image/png"
 HTML = "text/html; charset=utf-8"
 PROBLEM = "application/problem+json"
+
+_NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
 Latents = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -114,7 +116,7 @@ def negotiate(request: Request, offered: Sequence[str]) -> str:
     Raises:
         NotAcceptableError: it likes none of them.
     """
-    accept = request.headers.get("accept", "*/*")
+    accept = request.headers.get("accept") or "*/*"
     quality = dict.fromkeys(offered, 0.0)
     precision = dict.fromkeys(offered, -1)
     for item in accept.split(","):
@@ -162,7 +164,9 @@ def parse_query(request: Request, allowed: Sequence[str]) -> dict[str, str]:
     values: dict[str, str] = {}
     for name, value in pairs:
         if name not in allowed:
-            raise InvalidRequestError(f"unknown query parameter {name!r}; this route knows {', '.join(allowed)}")
+            raise InvalidRequestError(
+                f"unknown query parameter {name[:64]!r}; this route knows {', '.join(allowed) or 'none'}"
+            )
         if name in values:
             raise InvalidRequestError(f"query parameter {name!r} is given twice")
         values[name] = value
@@ -189,11 +193,11 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequestError(f"key {twice[:64]!r} is given twice")
+    document: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in document:
+            raise InvalidRequestError(f"key {name[:64]!r} is given twice")
+        document[name] = value
     return document
 
 
@@ -245,13 +249,10 @@ def query_number(text: str, name: str, low: float, high: float) -> float:
     Raises:
         InvalidRequestError: it is not that.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or "_" in text:
+    # Python's float() would also take other scripts' digits, underscores, blanks around it, "nan" and "inf".
+    if not _NUMBER.fullmatch(text):
         raise InvalidRequestError(f"{name} must be a number, got {text[:64]!r}")
-    return number(value, name, low, high)
+    return number(float(text), name, low, high)
 
 
 def parse_npy(body: bytes, *, columns: int, max_rows: int) -> Latents:

@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -42,11 +42,11 @@ MODEL_VERSION = "1"
 MAX_TRUNCATION = 2.0
 MAX_SCALE = 16
 MAX_DIGITS = 64
+MAX_LABEL = 65535  # of any model
 
 _SEEDED_KEYS = ("n", "seed", "labels", "truncation", "encoding")
 _LATENT_KEYS = ("latents", "labels", "encoding")
 _ENCODINGS = ("png", "pixels")
-_T = TypeVar("_T")
 
 
 def generate(request: Request, context: Context) -> Work:
@@ -78,6 +78,9 @@ def work_for(fields: dict[str, Any], context: Context, *, accept: str = JSON) ->
     Raises:
         InvalidRequestError: a field is malformed, unknown or out of its range.
     """
+    known = {*_SEEDED_KEYS, *_LATENT_KEYS}
+    # A field that is null is one that is missing: BentoML's clients send every default of their signature.
+    fields = {name: value for name, value in fields.items() if value is not None or name not in known}
     allowed = _LATENT_KEYS if "latents" in fields else _SEEDED_KEYS
     for name in fields:
         if name not in allowed:
@@ -93,12 +96,10 @@ def work_for(fields: dict[str, Any], context: Context, *, accept: str = JSON) ->
 
     chosen = fields.get("labels")
     default_rows = len(chosen) if isinstance(chosen, list) and chosen else 1
-    count = _value(fields, "n", default_rows, lambda n: integer(n, "n", 1, context.settings.max_request_rows))
-    seed = _value(fields, "seed", None, lambda value: integer(value, "seed", 0, latents.SEED_MAX))
-    if seed is None:
-        # Below 2**53, so that every JSON reader gives back the seed that it was told.
-        seed = secrets.randbelow(2**53)
-    truncation = _value(fields, "truncation", 1.0, lambda value: number(value, "truncation", 0.0, MAX_TRUNCATION))
+    count = integer(fields.get("n", default_rows), "n", 1, context.settings.max_request_rows)
+    # One of our own is below 2**53, so that every JSON reader gives back the seed that it was told.
+    seed = integer(fields["seed"], "seed", 0, latents.SEED_MAX) if "seed" in fields else secrets.randbelow(2**53)
+    truncation = number(fields.get("truncation", 1.0), "truncation", 0.0, MAX_TRUNCATION)
     labels = _labels(chosen, count, context, required=False)
     return _work(context, count, seed, lambda: _draw(context, seed, count, truncation, labels), accept, encoding)
 
@@ -114,7 +115,7 @@ def digits(request: Request, context: Context) -> Response | Work:
     seed = query_integer(query.get("seed", "0"), "seed", 0, latents.SEED_MAX)
     scale = query_integer(query.get("scale", "1"), "scale", 1, MAX_SCALE)
     truncation = query_number(query.get("truncation", "1"), "truncation", 0.0, MAX_TRUNCATION)
-    labels = _written(text, context)
+    labels = _written(text, context, max_digits=min(MAX_DIGITS, context.settings.max_request_rows))
 
     key = json.dumps([context.engine.digest, text, seed, scale, truncation])
     headers = {"etag": f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"', "cache-control": "public, no-cache"}
@@ -171,10 +172,8 @@ def _generate_npy(request: Request, context: Context) -> Work:
     encoding = _encoding(query.get("encoding"), accept)
     chosen: list[int] | None = None
     if "labels" in query:
-        highest = (context.engine.manifest.num_classes or 1) - 1
-        chosen = [
-            query_integer(text, "labels", 0, highest) for text in query["labels"].split(",", settings.max_request_rows)
-        ]
+        pieces = query["labels"].split(",", settings.max_request_rows)
+        chosen = [query_integer(text, "labels", 0, MAX_LABEL) for text in pieces]  # _labels knows the model's
     labels = _labels(chosen, len(given), context, required=True)
     return _work(context, len(given), None, lambda: (given, labels), accept, encoding)
 
@@ -219,12 +218,6 @@ def _draw(
     manifest = context.engine.manifest
     drawn, drawn_labels = latents.draw(seed, count, manifest.latent.dim, manifest.num_classes, truncation=truncation)
     return drawn, drawn_labels if labels is None else labels
-
-
-def _value(fields: dict[str, Any], name: str, default: _T, check: Callable[[Any], _T]) -> _T:
-    """A field that may be missing or null."""
-    value = fields.get(name)
-    return default if value is None else check(value)
 
 
 def _encoding(value: Any, accept: str) -> str:
@@ -273,13 +266,13 @@ def _json_latents(value: Any, context: Context) -> Latents:
         raise InvalidRequestError("latents must be finite in float32") from err
 
 
-def _written(text: str, context: Context) -> Labels:
+def _written(text: str, context: Context, *, max_digits: int) -> Labels:
     """The label of each character: the model's classes, by name."""
     names: Sequence[str] = context.engine.manifest.labels or ()
     if not names:
         raise InvalidRequestError("this model takes no labels: it cannot write digits")
-    if len(text) > MAX_DIGITS:
-        raise InvalidRequestError(f"at most {MAX_DIGITS} digits an image, got {len(text)}")
+    if len(text) > max_digits:
+        raise InvalidRequestError(f"at most {max_digits} digits an image, got {len(text)}")
     label_of = {name: label for label, name in enumerate(names)}
     unknown = next((character for character in text if character not in label_of), None)
     if unknown is not None:

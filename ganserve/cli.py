@@ -1,0 +1,357 @@
+"""The command line: parse, call one function, show one result. Heavy imports are inside the commands."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from ganserve import __version__
+from ganserve.errors import ConfigError, GanserveError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(
+    name="ganserve",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+)
+
+RUNS = Path("runs")
+ARTIFACTS = Path("artifacts")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+ArtifactArgument = Annotated[
+    Path | None, typer.Argument(help="Artifact directory. Default: the newest in artifacts/.", show_default=False)
+]
+
+
+def main() -> NoReturn:
+    """The `ganserve` command: errors of ours become a message, a hint and exit code 1."""
+    try:
+        app()
+    except GanserveError as err:
+        if "--debug" in sys.argv[1:]:
+            raise
+        print(f"error: {err}", file=sys.stderr)
+        if err.hint:
+            print(f"hint: {err.hint}", file=sys.stderr)
+    except ModuleNotFoundError as err:
+        if "--debug" in sys.argv[1:] or err.name not in ("torch", "onnx", "onnxscript", "safetensors", "matplotlib"):
+            raise
+        print(f"error: {err.name} is not installed: this is a serving-only installation", file=sys.stderr)
+        print("hint: pip install 'ganserve[train]'", file=sys.stderr)
+    sys.exit(1)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")] = False,
+) -> None:
+    """Train a GAN, export it with proof, serve it.
+
+    **ganserve train** → runs/   **ganserve export** → artifacts/   **bentoml serve** → http://127.0.0.1:3000
+    """
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it narrates its font search at debug
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`ganserve train` — readable digits in about a minute\n\n"
+    "`ganserve train --recipe seed --set objective=bce` — the article's recipe, as its code states it\n\n"
+    "`ganserve train --data fashion/ --run fashion` — any folder of IDX files\n\n"
+    "`ganserve train --run quick-1 --resume` — go on where a run stopped"
+)
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe's name (quick, seed) or the path of a .toml. Default: quick.", show_default=False),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="The run's name in runs/, or a path. Default: RECIPE-N.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of IDX files. Default: the packaged MNIST.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe; may be repeated."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Shorthand for --set steps=N.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Shorthand for --set seed=N.", show_default=False)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: CUDA where it works.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --run, or with the newest run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a generator on MNIST or any IDX data set.
+
+    Writes checkpoints, metrics, sample sheets and curves to runs/NAME. Ctrl-C saves a checkpoint first.
+    """
+    from training.config import load_recipe, override
+
+    changes = list(overrides or [])
+    changes += [f"steps={steps}"] if steps is not None else []
+    changes += [f"seed={seed}"] if seed is not None else []
+    changes += [f"data.dir={data}"] if data is not None else []
+    if resume and recipe is not None:
+        raise ConfigError("--resume goes on with a run's own recipe", hint="leave --recipe out")
+    if not resume:
+        config = load_recipe(recipe or "quick", changes)  # before torch is imported: a typo answers at once
+
+    from training.loop import train as run_training
+    from training.plan import plan
+    from training.progress import make_progress
+    from training.run_dir import load_config, new_run, resolve_run
+
+    if resume:
+        path = resolve_run(run, RUNS)
+        config = override(load_config(path), changes)
+    elif run is not None:
+        path = Path(run) if "/" in run else RUNS / run
+    else:
+        path = new_run(RUNS, config.recipe)
+    if dry_run:
+        planned = plan(config, path, device=device)
+        print(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
+        return
+    if not as_json:
+        print(f"{'resuming' if resume else 'training'} {path} with recipe {config.recipe}", file=sys.stderr)
+    result = run_training(config, path, device=device, resume=resume, progress=make_progress())
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    else:
+        print(f"{path}: step {result.steps:,}, {result.images_seen:,} images in {result.seconds:.0f} s", end="")
+        print(f" ({result.images_per_s:,.0f} images/s)" if result.images_per_s else " (nothing left to do)")
+    if result.interrupted_by is not None:
+        print(f"interrupted; go on with: ganserve train --run {run or path.name} --resume", file=sys.stderr)
+        raise typer.Exit(128 + result.interrupted_by)
+    if not as_json:
+        print(f"next: ganserve export {run or path.name} --onnx")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`ganserve export --onnx` — the newest run\n\n"
+    "`ganserve export quick-1 --onnx --torchscript --out artifacts/digits`\n\n"
+    "`ganserve export quick-1 --checkpoint step-00001000 --onnx`"
+)
+def export(
+    run: Annotated[
+        str | None, typer.Argument(help="A run's name or path. Default: the newest in runs/.", show_default=False)
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="ONNX, the format that serves. Always included.")] = False,
+    torchscript: Annotated[bool, typer.Option("--torchscript", help="Add TorchScript, for LibTorch.")] = False,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A checkpoint's name in the run. Default: the best.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The artifact's directory. Default: artifacts/RUN.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name when served. Default: the data set's.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a run's generator, and prove that what was written computes what PyTorch computes.
+
+    The artifact appears only when every written file has been run and compared; otherwise nothing does.
+    """
+    from rich.console import Console
+
+    from exporters.build import Step, build_artifact
+    from training.run_dir import best_checkpoint, resolve_run
+
+    console = Console(stderr=True, highlight=False)
+
+    def show(step: Step) -> None:
+        console.print(f"[green]✓[/] {step.name:<12} {step.detail}", soft_wrap=True)
+
+    path = resolve_run(run, RUNS)
+    if checkpoint is not None:
+        source, reason = path / "checkpoints" / checkpoint, "named"
+    else:
+        source, reason = best_checkpoint(path)
+    target = out or ARTIFACTS / path.name
+    if not as_json:
+        console.print(
+            f"exporting {path} ({'named' if run else 'the newest run'}), checkpoint: {reason}", soft_wrap=True
+        )
+        if not (onnx or torchscript):
+            console.print("no format was named: --onnx is the default")
+    with console.status("exporting and proving"):
+        artifact = build_artifact(
+            source,
+            target,
+            run_name=path.name,
+            name=name,
+            torchscript=torchscript,
+            replace=force,
+            on_step=(lambda step: None) if as_json else show,
+        )
+    if as_json:
+        print(json.dumps(_summary(artifact)))
+        return
+    print(f"{artifact.path} {artifact.digest}")
+    print(f"next: {'bentoml serve' if out is None else f'GANSERVE_ARTIFACT={target} bentoml serve'}")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`ganserve sample --n 100 --labels 0-9 --out sheet.png`\n\n"
+    "`ganserve sample --n 1000000 --labels balanced --out digits.npz`\n\n"
+    "`ganserve sample --n 500 --labels 3,7 --out threes-and-sevens/`"
+)
+def sample(
+    artifact: ArtifactArgument = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=10**9, help="How many images.")] = 100,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="0-9, 3,7 or balanced, repeated in turn. Default: drawn from the seed.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Image i is the server's for (seed, index i).")] = 0,
+    truncation: Annotated[float, typer.Option(min=0.0, max=2.0, help="Below 1: more typical, less varied.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="X.png: a sheet; X.npz: a data set; else a folder of PNGs.")] = Path(
+        "samples.png"
+    ),
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: CUDA where it works.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Make images with an artifact, through the engine that serves it.
+
+    An .npz holds `pixels` uint8 [N, H, W, C], `labels` int64 [N] and `seed`; it is streamed in constant memory.
+    """
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ganserve import cpu, sampling
+    from ganserve.artifact import find_artifact
+    from ganserve.engine import CPU, Engine
+
+    found, reason = find_artifact(artifact)
+    plan = sampling.Plan(
+        count=n, seed=seed, labels=sampling.parse_labels(labels, found.manifest.num_classes), truncation=truncation
+    )
+    # Many calls on one thread each beat few calls on many threads: digits are small.
+    engine = Engine(found, device=device, threads=1)
+    workers = cpu.threads_per_worker() if engine.provider == CPU else 1
+    console = Console(stderr=True, highlight=False)
+    if not as_json:
+        console.print(f"{found.path} ({reason}), {engine.provider}, seed {seed}", soft_wrap=True)
+    started = time.monotonic()
+    with Progress(
+        TextColumn("sampling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=n)
+        sampling.write(engine, plan, out, workers=workers, on_rows=lambda rows: bar.advance(task, rows))
+    seconds = time.monotonic() - started
+    if as_json:
+        print(json.dumps({"out": str(out), "n": n, "seed": seed, "seconds": round(seconds, 3), "digest": found.digest}))
+    else:
+        print(f"{out}: {n:,} images in {seconds:.2f} s ({n / seconds:,.0f} images/s)")
+
+
+@app.command(epilog="Example: `ganserve inspect artifacts/quick-1 --json`")
+def inspect(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> None:
+    """Show what an artifact is, where it is from and what was proven; every file's digest is checked."""
+    from rich.console import Console
+
+    from ganserve.artifact import find_artifact
+
+    found, reason = find_artifact(artifact)
+    found.verify()
+    if as_json:
+        print(json.dumps(_summary(found) | {"manifest": found.manifest.model_dump(mode="json")}, indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(f"{found.path} ({reason}): every file is what was exported", soft_wrap=True)
+    console.print(_artifact_table(found))
+    console.print(_parity_table(found))
+
+
+@app.command(epilog="Example: `ganserve doctor --json`")
+def doctor(as_json: JsonOption = False) -> None:
+    """Find out what works on this machine: versions, providers, threads, settings, and what would be served.
+
+    Exit code 1 if something is broken.
+    """
+    from rich.console import Console
+
+    from ganserve.doctor import examine
+
+    report = examine()
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        console = Console(highlight=False)
+        marks = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
+        for check in report.checks:
+            console.print(f"{marks[check.status]} {check.name:<12} ", end="")
+            console.print(check.detail, markup=False, soft_wrap=True)
+            if check.hint:
+                console.print(f"  {'':<12} hint: {check.hint}", markup=False, soft_wrap=True)
+        console.print()
+        for name, value, given in report.settings:
+            console.print(f"  {name}={value}{'' if given else '  (default)'}", markup=False, soft_wrap=True)
+    if not report.healthy:
+        raise typer.Exit(1)
+
+
+def _summary(artifact: Any) -> dict[str, Any]:
+    return {"path": str(artifact.path), "name": artifact.manifest.name, "digest": artifact.digest}
+
+
+def _artifact_table(artifact: Any) -> "Table":
+    from rich.table import Table
+
+    manifest = artifact.manifest
+    image, source = manifest.model.image, manifest.source
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # digests are for copying: never shortened
+    table.add_row("name", manifest.name)
+    table.add_row("digest", artifact.digest)
+    table.add_row("created", manifest.created_at.isoformat(timespec="seconds"))
+    table.add_row("generator", f"{manifest.model.generator}, {manifest.model.parameters:,} parameters")
+    table.add_row("images", f"{image.height} x {image.width} x {image.channels} uint8")
+    table.add_row("latents", f"{manifest.latent.dim} normals, {manifest.latent.sampler}")
+    table.add_row("labels", "none" if manifest.labels is None else ", ".join(manifest.labels))
+    table.add_row("source", f"run {source.run}, {source.checkpoint}, recipe {source.recipe}, data {source.dataset}")
+    for name, entry in sorted(manifest.files.items()):
+        table.add_row("file", f"{name}  {entry.bytes:,} bytes  sha256:{entry.sha256}")
+    for key, value in sorted(manifest.training.items()):
+        table.add_row("training", f"{key} = {value:.6g}")
+    table.add_row("versions", ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())))
+    return table
+
+
+def _parity_table(artifact: Any) -> "Table":
+    from rich.table import Table
+
+    table = Table("format", "batch", "worst difference", "pixels that differ", title="parity with PyTorch")
+    for row in artifact.manifest.parity:
+        table.add_row(row.format, str(row.batch_rows), f"{row.max_abs_diff} grey levels", f"{row.differing_share:.4%}")
+    return table
