@@ -1,10 +1,10 @@
-"""Requests a second through an unmodified `bentoml serve`: the front door against BentoML's own path, in one run.
+"""Requests a second through an unmodified `bentoml serve`: ganserve beside a tutorial-style service, in one run.
 
     python benchmarks/serving.py [ARTIFACT] [--rounds 3] [--seconds 2]
 
-Both answer for the same service and engine; the difference is what a request goes through. Each request asks for one
-image of a seed and gets it as PNG in JSON. The rounds are interleaved, and the answers compared before anything is
-timed. The client is a process of its own, but shares the machine: these are ratios, not records.
+Both serve the same artifact with one worker and one ONNX Runtime thread, and are asked for the pixels of one image of a
+seed as JSON. Their answers are compared before anything is timed, and the rounds are interleaved: each server runs
+alone while it is timed. The client is a process of its own, but shares the machine: these are ratios, not records.
 """
 
 import argparse
@@ -28,8 +28,13 @@ from rich.table import Table
 from ganserve.artifact import find_artifact
 
 CONCURRENCY = (1, 16, 64)
-BODY = b'{"n":1,"seed":7}'
-PATHS = {"front door": "/v1/generate", "BentoML's path": "/generate"}
+HERE = Path(__file__).parent
+OURS, BASELINE = "ganserve", "BentoML tutorial style"
+# name -> (what `bentoml serve` is given, path, body)
+CONTENDERS = {
+    OURS: (".", "/v1/generate", b'{"n":1,"seed":7,"encoding":"pixels"}'),
+    BASELINE: ("benchmarks.contenders.bentoml_tutorial:Tutorial", "/generate", b'{"n":1,"seed":7}'),
+}
 
 
 def main() -> None:
@@ -41,33 +46,37 @@ def main() -> None:
     arguments = parser.parse_args()
 
     artifact, reason = find_artifact(arguments.artifact)
-    with served(artifact.path.resolve()) as port:
-        answers = {name: json.loads(fetch(port, path)) for name, path in PATHS.items()}
-        assert answers["front door"] == answers["BentoML's path"], "the two paths answer differently"
-        table = Table("concurrency", "path", "requests/s", "p50 ms", "p99 ms", "ratio")
-        for concurrency in CONCURRENCY:
-            rates: dict[str, list[float]] = {name: [] for name in PATHS}
-            latencies_s: dict[str, list[float]] = {name: [] for name in PATHS}
-            for _ in range(arguments.rounds):
-                for name, path in PATHS.items():
-                    spent_s = asyncio.run(load(port, path, concurrency, arguments.seconds))
-                    rates[name].append(len(spent_s) / arguments.seconds)
-                    latencies_s[name] += spent_s
-            baseline = statistics.median(rates["BentoML's path"])
-            for name in PATHS:
-                rate, ordered = statistics.median(rates[name]), sorted(latencies_s[name])
-                p50, p99 = (ordered[int(len(ordered) * share)] * 1e3 for share in (0.5, 0.99))
-                table.add_row(
-                    str(concurrency), name, f"{rate:,.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{rate / baseline:.1f}"
-                )
+    path = artifact.path.resolve()
+    answers = {}
+    for name, (target, route, body) in CONTENDERS.items():
+        with served(target, path) as port:
+            answers[name] = json.loads(fetch(port, route, body))["pixels"]
+    assert answers[OURS] == answers[BASELINE], "the contenders answer differently"
+
+    rates: dict[tuple[int, str], list[float]] = {}
+    latencies_s: dict[tuple[int, str], list[float]] = {}
+    for _ in range(arguments.rounds):
+        for name, (target, route, body) in CONTENDERS.items():
+            with served(target, path) as port:
+                for concurrency in CONCURRENCY:
+                    spent_s = asyncio.run(load(port, route, body, concurrency, arguments.seconds))
+                    rates.setdefault((concurrency, name), []).append(len(spent_s) / arguments.seconds)
+                    latencies_s.setdefault((concurrency, name), []).extend(spent_s)
+
+    table = Table("concurrency", "server", "requests/s", "p50 ms", "p99 ms", "ratio")
+    for (concurrency, name), found in sorted(rates.items()):
+        rate, baseline = statistics.median(found), statistics.median(rates[concurrency, BASELINE])
+        ordered = sorted(latencies_s[concurrency, name])
+        p50, p99 = (ordered[int(len(ordered) * share)] * 1e3 for share in (0.5, 0.99))
+        table.add_row(str(concurrency), name, f"{rate:,.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{rate / baseline:.1f}")
     console = Console()
     console.print(f"{artifact.path} ({reason}), one worker, median of {arguments.rounds} rounds")
     console.print(table)
 
 
 @contextlib.contextmanager
-def served(artifact: Path) -> Iterator[int]:
-    """`bentoml serve` on a free port while the block lasts."""
+def served(target: str, artifact: Path) -> Iterator[int]:
+    """`bentoml serve TARGET` on a free port while the block lasts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -75,10 +84,11 @@ def served(artifact: Path) -> Iterator[int]:
         environment = {
             **os.environ,
             "GANSERVE_ARTIFACT": str(artifact),
+            "GANSERVE_THREADS": "1",
             "BENTOML_DO_NOT_TRACK": "True",
             "PROMETHEUS_MULTIPROC_DIR": scratch,
         }
-        command = [Path(sys.executable).parent / "bentoml", "serve", "--port", str(port)]
+        command = [Path(sys.executable).parent / "bentoml", "serve", target, "--port", str(port)]
         process = subprocess.Popen(
             command,
             env=environment,
@@ -102,19 +112,18 @@ def served(artifact: Path) -> Iterator[int]:
             process.wait(30)
 
 
-def fetch(port: int, path: str) -> bytes:
+def fetch(port: int, path: str, body: bytes) -> bytes:
     """One answer."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}", data=BODY, headers={"content-type": "application/json"}
-    )
+    url, headers = f"http://127.0.0.1:{port}{path}", {"content-type": "application/json"}
+    request = urllib.request.Request(url, data=body, headers=headers)
     with urllib.request.urlopen(request) as answer:
         return bytes(answer.read())
 
 
-async def load(port: int, path: str, concurrency: int, seconds: float) -> list[float]:
+async def load(port: int, path: str, body: bytes, concurrency: int, seconds: float) -> list[float]:
     """Seconds of each request that `concurrency` kept-alive connections made in `seconds`."""
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(BODY)}\r\n\r\n"
-    request = head.encode() + BODY
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    request = head.encode() + body
     spent_s: list[float] = []
     stop_at = time.perf_counter() + seconds
 

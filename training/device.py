@@ -1,10 +1,8 @@
 """Where training runs, and on how many threads."""
 
-import math
-from pathlib import Path
-
 import torch
 
+from ganserve import cpu
 from ganserve.errors import ConfigError
 
 
@@ -28,25 +26,6 @@ def use_available_cpus() -> int:
     torch starts from OMP_NUM_THREADS or the affinity mask; it does not know the cgroup's quota, and threads beyond it
     only wait for each other.
     """
-    threads = torch.get_num_threads()
-    quota = cpu_quota()
-    if quota is not None and quota < threads:
-        threads = max(1, math.floor(quota))
-        torch.set_num_threads(threads)
+    threads = min(torch.get_num_threads(), cpu.threads_per_worker())
+    torch.set_num_threads(threads)
     return threads
-
-
-def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPUs that the container's cgroup (version 2 or 1) grants; None without a limit."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota, period = (
-                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
-            )
-        except OSError:
-            return None
-    if quota in ("max", "-1"):
-        return None
-    return int(quota) / int(period)

@@ -270,7 +270,8 @@ def _check_run(run: Path, config: TrainingConfig, *, resume: bool) -> None:
             if not key.startswith(_CHANGEABLE_ON_RESUME)
         }
         if changed:
-            listed = ", ".join(f"{key} was {old} and is {new}" for key, (old, new) in changed.items())
+            listed = ", ".join(f"{key} was {old} and is {new}" for key, (old, new) in list(changed.items())[:4])
+            listed += f", and {len(changed) - 4} more" if len(changed) > 4 else ""
             raise RunError(
                 f"run {run} belongs to another configuration: {listed}",
                 hint="resume it as it was started, or start another with --run",

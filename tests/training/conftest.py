@@ -12,6 +12,7 @@ from training.config import TrainingConfig, load_recipe
 
 
 def idx_bytes(array: npt.NDArray[np.uint8]) -> bytes:
+    """The array as an IDX file of unsigned bytes."""
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 

@@ -17,6 +17,7 @@ MakeConfig = Callable[..., TrainingConfig]
 
 @pytest.fixture
 def checkpoint(make_config: MakeConfig, tmp_path: Path) -> Path:
+    """The last checkpoint of a tiny run."""
     return train(make_config(), tmp_path / "run").checkpoint
 
 

@@ -1,11 +1,9 @@
-from pathlib import Path
-
 import pytest
 import torch
 
 from ganserve.errors import ConfigError
 from training import device
-from training.device import cpu_quota, resolve_device, use_available_cpus
+from training.device import resolve_device, use_available_cpus
 
 
 def test_auto_takes_what_there_is() -> None:
@@ -24,31 +22,13 @@ def test_what_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("gpu")
 
 
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({}, None),
-    ],
-)
-def test_the_container_quota_is_read(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
-    """Both versions of the cgroup file system say how many CPUs there are, or that there is no limit."""
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert cpu_quota(tmp_path) == quota
-
-
 def test_threads_stay_within_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quota below the number of threads lowers it, to one at least; a larger one changes nothing."""
     before = torch.get_num_threads()
     try:
-        monkeypatch.setattr(device, "cpu_quota", lambda: 1000.0)
+        monkeypatch.setattr(device.cpu, "quota", lambda _: 1000.0)
         assert use_available_cpus() == before
-        monkeypatch.setattr(device, "cpu_quota", lambda: 0.5)
+        monkeypatch.setattr(device.cpu, "quota", lambda _: 0.5)
         assert use_available_cpus() == 1 == torch.get_num_threads()
     finally:
         torch.set_num_threads(before)

@@ -7,6 +7,7 @@ from training.models import GENERATORS, Generator
 
 
 def make_generator() -> Generator:
+    """A tiny perceptron with batch statistics."""
     config = GeneratorConfig(kind="mlp", latent_dim=3, width=4, depth=1)
     return GENERATORS["mlp"](config, image_shape=(1, 2, 2), num_classes=None)
 

@@ -8,6 +8,7 @@ from training.health import Watch
 
 
 def scalar(value: float) -> torch.Tensor:
+    """A quantity as the steps report it."""
     return torch.tensor(value)
 
 

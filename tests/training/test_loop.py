@@ -39,6 +39,7 @@ class At(SilentProgress):
 
 
 def without_clock(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A metrics point without what depends on the time of day."""
     return {key: value for key, value in point.items() if key not in CLOCK}
 
 
@@ -79,9 +80,7 @@ def test_a_run_leaves_what_it_promises(make_config: MakeConfig, tmp_path: Path, 
     ids=["quick", "rmsprop", "mlp"],
 )
 def test_four_steps_are_two_and_two(make_config: MakeConfig, tmp_path: Path, overrides: list[str]) -> None:
-    """A run that is interrupted, saved, and resumed ends with the bits of the run that was not: weights, average, both
-    optimizers, random numbers, metrics and sheets.
-    """
+    """An interrupted and resumed run ends with the bits of one that was not: weights, moments, RNG, metrics, sheets."""
     config = make_config(*overrides)
     whole = train(config, tmp_path / "whole")
     half = train(config, tmp_path / "half", progress=At(2, lambda: signal.raise_signal(signal.SIGINT)))
@@ -223,7 +222,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(
 def test_a_full_disk_is_a_named_error_and_loses_nothing(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """Whichever flush to the disk fails, the error says why, and the run resumes to the same bits once there is room."""
+    """Whichever flush fails, the error says why, and the run resumes to the same bits once there is room."""
     config = make_config()
     whole = outcome(train(config, tmp_path / "whole").run)
     sync, calls = atomic._sync, 0
@@ -264,7 +263,7 @@ def test_nothing_is_made_for_a_run_that_cannot_start(make_config: MakeConfig, tm
 def test_one_class_has_no_wrong_labels(make_config: MakeConfig, make_data: Callable[..., Path], tmp_path: Path) -> None:
     """The configuration is refused with the setting to change; without the term such data train."""
     ones = make_data(classes=1, name="ones")
-    with pytest.raises(ConfigError, match="wrong_label_weight is 0.3, but ones has one class only"):
+    with pytest.raises(ConfigError, match=r"wrong_label_weight is 0\.3, but ones has one class only"):
         train(make_config(f"data.dir={ones}"), tmp_path / "run")
     assert train(make_config(f"data.dir={ones}", "wrong_label_weight=0"), tmp_path / "run").steps == 4
 

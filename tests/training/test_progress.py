@@ -17,6 +17,7 @@ POINT = {
 
 
 def tell(progress: Progress) -> None:
+    """What a loop would say of 50 steps."""
     progress.started(run=Path("runs/quick-1"), step=0, steps=150)
     progress.stepped(50)
     progress.logged(POINT)

@@ -13,6 +13,7 @@ MakeConfig = Callable[..., TrainingConfig]
 
 
 def make_run(runs: Path, name: str, age_s: int) -> Path:
+    """A run that was last written to `age_s` ago."""
     run = runs / name
     run.mkdir(parents=True)
     run_dir.write_config(run, load_recipe("quick"))
@@ -64,7 +65,7 @@ def test_the_best_checkpoint_is_the_latest_intact_one(
     assert run_dir.best_checkpoint(run) == (older, "latest, step 2, 1 damaged skipped")
     assert "step-00000004 is damaged: discriminator.safetensors" in caplog.text
     (older / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="has no intact checkpoint; the latest: .*step-00000004"):
+    with pytest.raises(CheckpointError, match=r"has no intact checkpoint; the latest: .*step-00000004"):
         run_dir.best_checkpoint(run)
 
 

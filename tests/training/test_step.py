@@ -20,12 +20,14 @@ LABELS = torch.arange(6) % 3
 
 @pytest.fixture
 def state(make_config: MakeConfig) -> TrainingState:
+    """Two tiny players before their first step."""
     return new_state(make_config(), FACTS, torch.device("cpu"))
 
 
 def update_discriminator(
     state: TrainingState, objective: Objective = OBJECTIVES["ns"], **options: object
 ) -> DiscriminatorReport:
+    """One step on one fixed batch, with `options` in place of its arguments."""
     generator = torch.Generator().manual_seed(1)
     arguments = {
         "real_images": torch.rand(6, 1, 8, 8, generator=generator),
@@ -37,10 +39,12 @@ def update_discriminator(
 
 
 def weights(network: nn.Module) -> list[torch.Tensor]:
+    """The parameters as they are now."""
     return [one.detach().clone() for one in network.parameters()]
 
 
 def same(before: list[torch.Tensor], network: nn.Module) -> bool:
+    """Whether the parameters are those of `before`, to the bit."""
     return all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 

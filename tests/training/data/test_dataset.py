@@ -25,7 +25,7 @@ def test_mnist_is_in_the_package() -> None:
 def test_a_changed_package_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The packaged files are compared with the published digests whenever they are read."""
     monkeypatch.setitem(data._MNIST_DIGESTS, "t10k-labels-idx1-ubyte", "0" * 64)
-    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte.gz is not MNIST's"):
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz is not MNIST's"):
         load_dataset(None, "test")
 
 

@@ -27,7 +27,7 @@ SIZES = [(28, 28), (32, 32), (29, 31), (1, 5)]
 @pytest.mark.parametrize("classes", [None, 3, 47])
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_a_generator_makes_images_of_any_size(kind: str, classes: int | None, size: tuple[int, int]) -> None:
-    """Every registered generator gives float32 [N, C, H, W] in its range, for any height, width and number of classes."""
+    """Every registered generator gives float32 [N, C, H, W] in its range, for any size and number of classes."""
     for output, norm in (("tanh", "batch"), ("sigmoid", "none")):
         config = GeneratorConfig(kind=kind, latent_dim=5, width=4, depth=3, norm=norm, output=output)
         network = GENERATORS[kind](config, image_shape=(1, *size), num_classes=classes)
@@ -58,7 +58,7 @@ def test_a_discriminator_judges_images_of_any_size(kind: str, classes: int | Non
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_the_label_changes_the_image(kind: str) -> None:
-    """A conditional generator gives one latent different images for different labels, with and without normalisation."""
+    """A conditional generator gives one latent different images for different labels, normalised or not."""
     for norm in ("batch", "none"):
         config = GeneratorConfig(kind=kind, latent_dim=5, width=16, norm=norm, negative_slope=0.2)
         network = GENERATORS[kind](config, image_shape=(1, 8, 8), num_classes=3).eval()
@@ -154,6 +154,7 @@ def test_the_memory_layout_changes_no_result(make_config: Callable[..., Training
 
 
 def tiny(generator: str, discriminator: str, conditional: bool, optimizer: str) -> TrainingConfig:
+    """A configuration of small networks of these kinds."""
     config = TrainingConfig(recipe="tiny", conditional=conditional)
     return dataclasses.replace(
         config,
@@ -164,4 +165,5 @@ def tiny(generator: str, discriminator: str, conditional: bool, optimizer: str) 
 
 
 def parameters(network: torch.nn.Module) -> int:
+    """How many numbers the network learns."""
     return sum(one.numel() for one in network.parameters())
