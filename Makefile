@@ -16,7 +16,7 @@ run: $(VENV)/installed-train  ## train (or go on training), export with proof, a
 	@if ls runs/*/config.json >/dev/null 2>&1; then $(BIN)/ganserve train --resume; else $(BIN)/ganserve train; fi
 	@$(BIN)/ganserve export --onnx --torchscript --force
 	@printf '\n  http://127.0.0.1:%s is served from here on (Ctrl-C stops it). In another terminal:\n\n' $(PORT)
-	@printf '    curl -s http://127.0.0.1:%s/v1/digits/2026.png?scale=4 -o 2026.png\n' $(PORT)
+	@printf '    curl -s "http://127.0.0.1:%s/v1/digits/2026.png?scale=4" -o 2026.png\n' $(PORT)
 	@printf "    curl -s http://127.0.0.1:%s/v1/generate -H 'content-type: application/json' -H 'accept: image/png' -d '{\"n\": 64, \"seed\": 7}' -o sheet.png\n" $(PORT)
 	@printf '    curl -s http://127.0.0.1:%s/v1/model\n\n' $(PORT)
 	@exec $(BIN)/bentoml serve --port $(PORT)

@@ -39,6 +39,7 @@ from ganserve.artifact import (
     ModelSpec,
     ParityResult,
     SourceSpec,
+    check_target,
     entries,
     signature_of,
     write_artifact,
@@ -89,6 +90,7 @@ def build_artifact(
         ParityError: it was, and computes something else. Nothing is written.
         ArtifactError: `out` is taken or cannot be written.
     """
+    check_target(out, replace=replace)
     trained = load_generator(checkpoint)
     network = trained.network
     on_step(Step("load", f"{checkpoint} (step {trained.step:,}, {parameters(trained):,} parameters)"))

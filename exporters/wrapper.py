@@ -52,17 +52,20 @@ class ExportedGenerator(nn.Module):
 class ConditionalAffine(nn.Module):
     """A conditional normalisation with its statistics folded in: hidden * scale[label] + shift[label]."""
 
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor, *, spatial: bool) -> None:
+        """Tables float32 [num_classes, C]; `spatial` for hidden layers that have a height and a width."""
         super().__init__()
-        self.scale = nn.Embedding.from_pretrained(scale)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.shift = nn.Embedding.from_pretrained(shift)  # type: ignore[no-untyped-call]  # as above
+        # Stored in the shape in which they are used: a row is one Gather, with no Reshape after it.
+        cells = (1, 1) if spatial else ()
+        self.register_buffer("scale", scale.reshape(*scale.shape, *cells))
+        self.register_buffer("shift", shift.reshape(*shift.shape, *cells))
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """float32 [N, C] or [N, C, H, W], labels int64 [N] -> the same shape."""
-        cells = (1,) * (hidden.dim() - 2)
-        scale: Tensor = self.scale(labels).unflatten(1, (-1, *cells))
-        shift: Tensor = self.shift(labels).unflatten(1, (-1, *cells))
-        return hidden * scale + shift
+        return hidden * self.scale.index_select(0, labels) + self.shift.index_select(0, labels)
 
 
 def fold_normalizations(generator: Generator) -> Generator:
@@ -83,10 +86,9 @@ def fold_normalizations(generator: Generator) -> Generator:
             continue
         if isinstance(norm.layer, ConditionalBatchNorm):
             scale, shift = _affine(norm.layer.normalize)
-            table = norm.layer.scale.weight.double() * scale
-            norm.layer = ConditionalAffine(
-                table.float(), (norm.layer.shift.weight.double() + norm.layer.scale.weight.double() * shift).float()
-            )
+            weight, bias = norm.layer.scale.weight.double(), norm.layer.shift.weight.double()
+            spatial = isinstance(norm.layer.normalize, nn.BatchNorm2d)
+            norm.layer = ConditionalAffine((weight * scale).float(), (bias + weight * shift).float(), spatial=spatial)
         elif isinstance(norm.layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
             scale, shift = _affine(norm.layer)
             weight, bias = norm.layer.weight.double(), norm.layer.bias.double()

@@ -333,10 +333,7 @@ def write_artifact(path: Path, manifest: Manifest, files: Mapping[str, bytes], *
         ArtifactError: something is at `path` already, or the disk said no.
     """
     assert manifest.files == entries(files), "the manifest lists other files than are written"
-    if path.exists() and not replace:
-        raise ArtifactError(f"{path} exists already", hint="pass --force to replace it, or --out for another place")
-    if path.exists() and not (path / MANIFEST).exists():
-        raise ArtifactError(f"{path} is not an artifact and will not be replaced", hint="choose another --out")
+    check_target(path, replace=replace)
     try:
         with atomic.directory(path, replace=replace) as temporary:
             for name, content in files.items():
@@ -345,6 +342,18 @@ def write_artifact(path: Path, manifest: Manifest, files: Mapping[str, bytes], *
     except OSError as err:
         raise ArtifactError(f"cannot write {path}: {err}", hint="nothing was left behind; free space or --out") from err
     return open_artifact(path)
+
+
+def check_target(path: Path, *, replace: bool) -> None:
+    """Whether an artifact may be written to `path`; whoever has hours of work before writing asks first.
+
+    Raises:
+        ArtifactError: something is there that must stay.
+    """
+    if path.exists() and not replace:
+        raise ArtifactError(f"{path} exists already", hint="pass --force to replace it, or --out for another place")
+    if path.exists() and not (path / MANIFEST).exists():
+        raise ArtifactError(f"{path} is not an artifact and will not be replaced", hint="choose another --out")
 
 
 def entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:

@@ -176,7 +176,7 @@ def export(
     from rich.console import Console
 
     from exporters.build import Step, build_artifact
-    from training.run_dir import best_checkpoint, resolve_run
+    from training.run_dir import best_checkpoint, named_checkpoint, resolve_run
 
     console = Console(stderr=True, highlight=False)
 
@@ -184,10 +184,7 @@ def export(
         console.print(f"[green]✓[/] {step.name:<12} {step.detail}", soft_wrap=True)
 
     path = resolve_run(run, RUNS)
-    if checkpoint is not None:
-        source, reason = path / "checkpoints" / checkpoint, "named"
-    else:
-        source, reason = best_checkpoint(path)
+    source, reason = (named_checkpoint(path, checkpoint), "named") if checkpoint else best_checkpoint(path)
     target = out or ARTIFACTS / path.name
     if not as_json:
         console.print(

@@ -108,6 +108,19 @@ def best_checkpoint(run: Path) -> tuple[Path, str]:
     raise CheckpointError(f"run {run} has no intact checkpoint; the latest: {damage[0]}") from damage[0]
 
 
+def named_checkpoint(run: Path, name: str) -> Path:
+    """The checkpoint of that name.
+
+    Raises:
+        RunError: there is none; the hint lists those there are.
+    """
+    path = run / "checkpoints" / name
+    if not path.is_dir():
+        names = [found.name for found in checkpoints(run)]
+        raise RunError(f"run {run} has no checkpoint {name!r}", hint=f"there are {', '.join(names) or 'none yet'}")
+    return path
+
+
 def checkpoint_path(run: Path, step: int) -> Path:
     """Where the checkpoint of a step is."""
     return run / "checkpoints" / checkpoint_name(step)

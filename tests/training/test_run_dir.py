@@ -117,3 +117,12 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"recipe": "x", "new_key": 1}')
     with pytest.raises(ConfigError, match="there is no setting 'new_key'"):
         run_dir.load_config(tmp_path)
+
+
+def test_a_checkpoint_is_found_by_its_name(tmp_path: Path) -> None:
+    """A checkpoint that was named is that one; another name is an error that lists those there are."""
+    (tmp_path / "checkpoints" / "step-00000500").mkdir(parents=True)
+    assert run_dir.named_checkpoint(tmp_path, "step-00000500").name == "step-00000500"
+    with pytest.raises(RunError, match="no checkpoint 'step-500'") as caught:
+        run_dir.named_checkpoint(tmp_path, "step-500")
+    assert caught.value.hint == "there are step-00000500"
