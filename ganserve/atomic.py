@@ -6,6 +6,7 @@ the same name removes.
 """
 
 import contextlib
+import ctypes
 import os
 import re
 import secrets
@@ -50,8 +51,8 @@ def directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         path: where it goes; its parent is made if needed.
-        replace: what is at `path` gives way. There is one rename between the old and the new: a crash just there leaves
-            the old one under a hidden neighbour's name and nothing at `path`.
+        replace: what is at `path` gives way: the two are exchanged in one step. Where the system cannot do that, there
+            are two renames, and a crash between them leaves nothing at `path`.
 
     Raises:
         FileExistsError: something is at `path` and `replace` is false.
@@ -69,7 +70,9 @@ def directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
             for name in names:
                 _sync(Path(folder) / name)
             sync_directory(Path(folder))
-        if replace and path.exists():
+        if replace and path.exists() and _exchange(temporary, path):
+            shutil.rmtree(temporary, ignore_errors=True)  # now the old one: what is left here is only a leftover
+        elif replace and path.exists():
             old = _neighbour(path)
             path.rename(old)
             try:
@@ -95,6 +98,16 @@ def sync_directory(path: Path) -> None:
     """Flushes a directory's entries to the disk, where the platform has such a thing."""
     if os.name == "posix":
         _sync(path)
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Swaps two directories in one step; false, with nothing changed, where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, TypeError, OSError):  # not Linux, or an old C library
+        return False
+    working_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(working_directory, os.fsencode(left), working_directory, os.fsencode(right), exchange) == 0)
 
 
 def _sync(path: Path) -> None:

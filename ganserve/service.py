@@ -5,6 +5,7 @@ parent it checks that there is something to serve; in a worker it opens the engi
 """
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import bentoml
 from bentoml.exceptions import BentoMLException
 
 from ganserve import cpu
+from ganserve.api import native
 from ganserve.api.app import FrontDoor
 from ganserve.api.http import Context
 from ganserve.artifact import find_artifact
@@ -138,7 +140,21 @@ class GanServe:
     ) -> dict[str, Any]:
         """The fields and the answer of `POST /v1/generate`, for BentoML's own clients.
 
-        A declaration, from which `/schema.json` and `/docs.json` are made. The door answers the route itself: BentoML
-        on its way here would take "3" for 3, pass over unknown fields, and log a traceback for each 400.
+        `/schema.json` and `/docs.json` are made of this signature, and code in the same process calls it. Over HTTP the
+        door answers the route itself: BentoML on its way here would take "3" for 3, pass over unknown fields, and log
+        a traceback for each 400.
         """
-        raise NotImplementedError("the front door answers POST /generate")
+        fields = {
+            "n": n,
+            "seed": seed,
+            "labels": labels,
+            "truncation": truncation,
+            "latents": latents,
+            "encoding": encoding,
+        }
+        work = native.work_for(fields, self.context)
+        rows, row_labels = work.inputs()
+        ticket = await self.context.batcher.generate(rows, row_labels)
+        assert ticket.pixels is not None
+        answer: dict[str, Any] = json.loads(work.finish(row_labels, ticket.pixels).body)
+        return answer

@@ -42,7 +42,6 @@ MODEL_VERSION = "1"
 MAX_TRUNCATION = 2.0
 MAX_SCALE = 16
 MAX_DIGITS = 64
-MAX_LABEL = 65535  # of any model
 
 _SEEDED_KEYS = ("n", "seed", "labels", "truncation", "encoding")
 _LATENT_KEYS = ("latents", "labels", "encoding")
@@ -173,7 +172,8 @@ def _generate_npy(request: Request, context: Context) -> Work:
     chosen: list[int] | None = None
     if "labels" in query:
         pieces = query["labels"].split(",", settings.max_request_rows)
-        chosen = [query_integer(text, "labels", 0, MAX_LABEL) for text in pieces]  # _labels knows the model's
+        highest = (context.engine.manifest.num_classes or 1 << 16) - 1  # a model without labels refuses them below
+        chosen = [query_integer(text, "labels", 0, highest) for text in pieces]
     labels = _labels(chosen, len(given), context, required=True)
     return _work(context, len(given), None, lambda: (given, labels), accept, encoding)
 

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from ganserve import engine as engine_module
 from ganserve import imaging, latents
 from ganserve.artifact import GOLDEN, MANIFEST, ONNX, Artifact, Golden, open_artifact
-from ganserve.engine import CPU, CUDA, Engine, cuda_obstacle
+from ganserve.engine import CPU, CUDA, Engine, _cheapest, cuda_obstacle
 from ganserve.errors import ArtifactError, EngineError, GoldenMismatchError, InferenceError, ProviderError
 from tests.artifacts import make_artifact, make_graph
 
@@ -322,3 +322,16 @@ def test_threads_do_not_change_pixels(artifact, engine):
     two = Engine(artifact, device="cpu", threads=2)
     assert two.threads == 2
     assert imaging.difference(two.run(rows, labels), engine.run(rows, labels)) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("bucket_ms", "cheapest"),
+    [
+        ({1: 0.1, 8: 0.5, 64: 4.0, 256: 17.0}, 8),  # 62.5 us a row at 8 and at 64, 66 at 256
+        ({1: 0.03, 8: 0.05, 64: 0.27, 256: 1.0}, 256),  # the larger the cheaper: 4.2 us at 64, 3.9 at 256
+        ({1: 0.1, 8: 0.8, 64: 6.4, 256: 25.6}, 1),  # all the same: nobody should wait
+    ],
+)
+def test_the_smallest_of_the_cheapest_is_taken(bucket_ms, cheapest):
+    """Of the buckets within 5 % of the least time per row the smallest is run: others wait least for it."""
+    assert _cheapest(bucket_ms) == cheapest

@@ -1,0 +1,55 @@
+import dataclasses
+from typing import Any
+
+import pytest
+
+from ganserve.api.http import Context, Request, Response, Work
+from ganserve.artifact import Artifact
+from ganserve.engine import Engine
+from ganserve.settings import Settings
+from tests.artifacts import make_artifact
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory) -> Artifact:
+    """A conditional artifact of MNIST's shape, 16 latents."""
+    return make_artifact(tmp_path_factory.mktemp("api") / "mnist")
+
+
+@pytest.fixture(scope="session")
+def engine(artifact) -> Engine:
+    """It, opened."""
+    return Engine(artifact, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def unconditional_engine(tmp_path_factory) -> Engine:
+    """One that takes no labels."""
+    return Engine(make_artifact(tmp_path_factory.mktemp("api") / "plain", num_classes=None), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def context(artifact, engine) -> Context:
+    """A server without a batcher, for handlers: they never see it."""
+    return Context(settings=Settings(), artifact=artifact, engine=engine, batcher=None)
+
+
+@pytest.fixture(scope="session")
+def unconditional(context, unconditional_engine) -> Context:
+    """The same for a model without labels."""
+    return dataclasses.replace(context, engine=unconditional_engine)
+
+
+@pytest.fixture(scope="session")
+def answer():
+    """Calls a handler and does its work, as a transport would, with the engine in place of the batcher."""
+
+    def answer(handler: Any, request: Request, context: Context) -> Response:
+        outcome = handler(request, context)
+        if not isinstance(outcome, Work):
+            return outcome
+        latents, labels = outcome.inputs()
+        assert len(latents) == outcome.rows
+        return outcome.finish(labels, context.engine.run(latents, labels))
+
+    return answer
