@@ -109,10 +109,17 @@ class _Part(NamedTuple):
 
 @dataclass(kw_only=True)
 class Counters:
-    """What has happened so far; plain numbers, read by whoever reports them."""
+    """What has happened so far; plain numbers, read by whoever reports them.
+
+    `done` counts requests that got their pixels; `queue_s` and `inference_s` are their waiting time, summed, and the
+    session's busy time.
+    """
 
     batches: int = 0
     rows: int = 0
+    done: int = 0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
     rejected_full: int = 0
     rejected_deadline: int = 0
     cancelled: int = 0
@@ -158,6 +165,7 @@ class Batcher:
         self._wake_up: asyncio.Handle | None = None
         self._delayed = False  # whether _wake_up still waits for company
         self._running = False
+        self._batch_started_at = 0.0
         self._closing = False
         self.counters = Counters()
 
@@ -265,8 +273,9 @@ class Batcher:
         for part in parts:
             if part.ticket.started_at is None:
                 part.ticket.started_at = now
+                self.counters.queue_s += now - part.ticket.enqueued_at
             part.ticket.batch_rows = max(part.ticket.batch_rows, rows)
-        self._running = True
+        self._running, self._batch_started_at = True, now
         if self._engine.cost_ms(rows) < INLINE_MS:
             self._deliver(parts, self._execute(parts))
         else:
@@ -330,6 +339,7 @@ class Batcher:
 
     def _deliver(self, parts: list[_Part], outcome: list[Pixels | GanserveError]) -> None:
         self._running = False
+        self.counters.inference_s += self._loop.time() - self._batch_started_at
         for part, result in zip(parts, outcome, strict=True):
             ticket = part.ticket
             if ticket.done:
@@ -346,6 +356,7 @@ class Batcher:
                 ticket.pixels[part.start : part.start + len(result)] = result
             ticket._missing -= len(result)
             if ticket._missing == 0:
+                self.counters.done += 1
                 self._finish(ticket)
         if self._queue:
             self._schedule()

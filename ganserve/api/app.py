@@ -2,21 +2,17 @@
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from ganserve.api import native
-from ganserve.api.http import Context, Handler, Request, Response, Work, problem
+from ganserve.api.http import Context, Request, Response, Work, inflate
+from ganserve.api.routing import BENTOML_PATHS, protocol_of, resolve
 from ganserve.batcher import Ticket
 from ganserve.errors import (
     BodyTooLargeError,
-    MethodNotAllowedError,
-    NotFoundError,
     OverloadedError,
     RequestError,
     SlowRequestError,
-    UnsupportedMediaTypeError,
 )
 from ganserve.settings import Settings
 
@@ -27,26 +23,9 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
-# template -> method -> handler. A parameter matches anything but a slash.
-ROUTES: Mapping[str, Mapping[str, Handler]] = {
-    "/": {"GET": native.page},
-    "/v1/generate": {"POST": native.generate},
-    "/v1/digits/{text}.png": {"GET": native.digits},
-    "/v1/model": {"GET": native.model},
-    "/generate": {"POST": native.generate},  # what BentoML's clients call
-}
-# Answered by BentoML's application behind this one.
-BENTOML_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/docs.json", "/schema.json"})
-
 # Up to here, drawing latents or encoding answers takes less than handing it to a thread and back is worth.
 _INLINE_ROWS = 16
 _INLINE_BODY_BYTES = 1 << 16
-
-_PATTERNS = [
-    (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(template))), methods)
-    for template, methods in ROUTES.items()
-    if "{" in template
-]
 
 
 class _Disconnected(Exception):
@@ -86,10 +65,11 @@ class FrontDoor:
         except _Disconnected:
             return
         except RequestError as err:
-            response = problem(err)
+            response = protocol_of(scope["path"]).error(err)
         except Exception:  # whatever it is, the client gets an answer and the connection lives
             logger.exception("unexpected error path=%r", scope["path"])
-            response = problem(RequestError("internal error; the server's log has the details"))
+            fault = RequestError("internal error; the server's log has the details")
+            response = protocol_of(scope["path"]).error(fault)
         if response is not None:
             await _send(response, send, head=scope["method"] == "HEAD")
 
@@ -103,27 +83,24 @@ class FrontDoor:
             except Exception:  # Starlette raises what it has answered with a 500
                 logger.exception("BentoML's application failed path=%r", path)
             return None
-        handler, parameters = resolve(scope["method"], path)
+        route = resolve(scope["method"], path)
         if self._context is None:
             raise OverloadedError("the server is starting")
         headers: dict[str, str] = {}
         for name, value in scope["headers"]:
             key, text = name.decode("latin-1").lower(), value.decode("latin-1")
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            encoding = headers["content-encoding"]
-            raise UnsupportedMediaTypeError(f"content-encoding {encoding[:64]!r} is not supported here")
         request = Request(
             method=scope["method"],
             path=path,
             query=scope["query_string"].decode("latin-1"),
             headers=headers,
-            body=await self._read_body(scope, receive),
-            path_parameters=parameters,
+            body=inflate(await self._read_body(scope, receive), headers, limit=self._settings.max_body_bytes),
+            path_parameters=route.parameters,
         )
         context = self._context
         large = len(request.body) > _INLINE_BODY_BYTES
-        outcome = await asyncio.to_thread(handler, request, context) if large else handler(request, context)
+        outcome = await asyncio.to_thread(route.handler, request, context) if large else route.handler(request, context)
         return await self._run(outcome, context, receive) if isinstance(outcome, Work) else outcome
 
     async def _run(self, work: Work, context: Context, receive: Receive) -> Response:
@@ -186,29 +163,6 @@ class FrontDoor:
         except TimeoutError as err:
             raise SlowRequestError(f"the body did not arrive within {self._settings.body_timeout_ms:g} ms") from err
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def resolve(method: str, path: str) -> tuple[Handler, Mapping[str, str]]:
-    """The handler of a path and its path parameters; HEAD is answered by GET's.
-
-    Raises:
-        NotFoundError: no such route.
-        MethodNotAllowedError: the route has other methods.
-    """
-    parameters: Mapping[str, str] = {}
-    methods = ROUTES.get(path) if "{" not in path else None
-    if methods is None:
-        for pattern, candidate in _PATTERNS:
-            if match := pattern.fullmatch(path):
-                methods, parameters = candidate, match.groupdict()
-                break
-        else:
-            raise NotFoundError("no such route; GET / lists them")
-    handler = methods.get("GET" if method == "HEAD" else method)
-    if handler is None:
-        allowed = tuple(sorted({*methods, *(("HEAD",) if "GET" in methods else ())}))
-        raise MethodNotAllowedError(f"this route answers {', '.join(allowed)}", allowed=allowed)
-    return handler, parameters
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -7,6 +7,7 @@ be done first; whoever called it runs the work through the batcher. So one set o
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -18,7 +19,13 @@ import numpy.typing as npt
 from ganserve.artifact import Artifact
 from ganserve.batcher import Batcher
 from ganserve.engine import Engine
-from ganserve.errors import InvalidRequestError, NotAcceptableError, RequestError
+from ganserve.errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    NotAcceptableError,
+    RequestError,
+    UnsupportedMediaTypeError,
+)
 from ganserve.settings import Settings
 
 JSON = "application/json"
@@ -88,6 +95,21 @@ class Work:
 Handler = Callable[[Request, Context], Response | Work]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Protocol:
+    """Routes that speak alike.
+
+    Attributes:
+        prefixes: paths that start with one of them are this protocol's, whether or not there is such a route.
+        routes: template -> method -> handler. A `{parameter}` matches anything but a slash.
+        error: an error in this protocol's words.
+    """
+
+    prefixes: tuple[str, ...]
+    routes: Mapping[str, Mapping[str, Handler]]
+    error: Callable[[RequestError], Response]
+
+
 def json_response(document: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer."""
     body = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
@@ -103,6 +125,39 @@ def problem(error: RequestError) -> Response:
         headers={**error.headers, "cache-control": "no-store"},
         body=json.dumps(document).encode(),
     )
+
+
+def inflate(body: bytes, headers: Mapping[str, str], *, limit: int) -> bytes:
+    """The body without its `Content-Encoding`: gzip (RFC 1952), deflate (RFC 1950, or bare RFC 1951) or identity.
+
+    Args:
+        body: as it came.
+        headers: of the request.
+        limit: bytes of the result; inflating stops there, whatever the body claims.
+
+    Raises:
+        UnsupportedMediaTypeError: another encoding, or several.
+        BodyTooLargeError: it inflates to more.
+        InvalidRequestError: it is not of that encoding, ends early, or goes on after its end.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("identity", ""):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise UnsupportedMediaTypeError(f"content-encoding must be gzip, deflate or identity, got {encoding[:64]!r}")
+    bare = encoding == "deflate" and (len(body) < 2 or body[0] & 0x0F != 8 or int.from_bytes(body[:2], "big") % 31)
+    inflater = zlib.decompressobj(wbits=31 if encoding == "gzip" else -15 if bare else 15)
+    try:
+        content = inflater.decompress(body, limit + 1)
+    except zlib.error as err:
+        raise InvalidRequestError(f"the body is not {encoding}: {err}") from err
+    if len(content) > limit:
+        raise BodyTooLargeError(f"the body may have {limit} bytes; it inflates to more")
+    if not inflater.eof:
+        raise InvalidRequestError(f"the {encoding} body ends early")
+    if inflater.unused_data:
+        raise InvalidRequestError(f"the {encoding} body goes on after its end")
+    return content
 
 
 def media_type(request: Request) -> str:

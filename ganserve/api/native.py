@@ -20,6 +20,7 @@ from ganserve.api.http import (
     Labels,
     Latents,
     Pixels,
+    Protocol,
     Request,
     Response,
     Work,
@@ -33,6 +34,7 @@ from ganserve.api.http import (
     parse_json_object,
     parse_npy,
     parse_query,
+    problem,
     query_integer,
     query_number,
 )
@@ -286,3 +288,16 @@ def _matches(if_none_match: str | None, etag: str) -> bool:
     if if_none_match is None:
         return False
     return any(candidate.strip().removeprefix("W/") in ("*", etag) for candidate in if_none_match.split(","))
+
+
+PROTOCOL = Protocol(
+    prefixes=("/",),
+    routes={
+        "/": {"GET": page},
+        "/v1/generate": {"POST": generate},
+        "/v1/digits/{text}.png": {"GET": digits},
+        "/v1/model": {"GET": model},
+        "/generate": {"POST": generate},  # what BentoML's clients call
+    },
+    error=problem,
+)

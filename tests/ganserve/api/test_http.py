@@ -1,14 +1,23 @@
 import contextlib
+import gzip
 import io
 import json
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 
 from ganserve import errors
 from ganserve.api import http
-from ganserve.api.http import Request
-from ganserve.errors import InvalidRequestError, NotAcceptableError, RequestError
+from ganserve.api.http import Request, inflate
+from ganserve.errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    NotAcceptableError,
+    RequestError,
+    UnsupportedMediaTypeError,
+)
 
 OFFERED = (http.JSON, http.PNG, http.NPY)
 
@@ -372,3 +381,51 @@ def test_json_answers_have_no_nan():
     """An answer that is not JSON is a bug that shows here, not at the client."""
     with pytest.raises(ValueError, match="not JSON compliant"):
         http.json_response({"loss": float("nan")})
+
+
+_BOMB = 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(b"{}")),
+        ("GZIP", gzip.compress(b"{}")),
+        ("deflate", zlib.compress(b"{}")),
+        ("deflate", zlib.compress(b"{}")[2:-4]),  # bare, as old clients send it
+        ("identity", b"{}"),
+    ],
+)
+def test_bodies_are_inflated(encoding, body):
+    """Gzip and both kinds of deflate give the body that was compressed."""
+    assert inflate(body, {"content-encoding": encoding}, limit=2) == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "error", "message"),
+    [
+        ("br", b"{}", UnsupportedMediaTypeError, "'br'"),
+        ("gzip, gzip", b"{}", UnsupportedMediaTypeError, "'gzip, gzip'"),
+        ("gzip", b"{}", InvalidRequestError, "not gzip"),
+        ("gzip", gzip.compress(b"{}")[:-1], InvalidRequestError, "ends early"),
+        ("gzip", gzip.compress(b"{}") + b"x", InvalidRequestError, "goes on"),
+        ("deflate", b"\xff\xff", InvalidRequestError, "not deflate"),
+        ("deflate", b"", InvalidRequestError, "ends early"),
+        ("gzip", gzip.compress(b"123"), BodyTooLargeError, "inflates to more"),
+        ("gzip", gzip.compress(b"0" * _BOMB), BodyTooLargeError, "inflates to more"),
+    ],
+)
+def test_bad_encodings_are_refused(encoding, body, error, message):
+    """Another encoding, a damaged body, or one that inflates beyond the limit is an error that says which."""
+    with pytest.raises(error, match=message):
+        inflate(body, {"content-encoding": encoding}, limit=2)
+
+
+def test_bombs_are_not_inflated():
+    """Inflating stops at the limit: 50 MB of zeros cost no more memory than the limit and the body."""
+    body = gzip.compress(b"0" * _BOMB)
+    tracemalloc.start()
+    with pytest.raises(BodyTooLargeError):
+        inflate(body, {"content-encoding": "gzip"}, limit=1000)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
