@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,9 @@ class Ticket:
         error: why there are no pixels.
         done: whether one of the two is final; rows of a done ticket are not computed.
         batch_rows: rows of the largest batch that it was part of.
+        enqueued_at, started_at, finished_at: by `time.perf_counter`, for figures. Not by the loop's clock, which uvloop
+            stops for as long as one of its turns takes.
+        deadline: by the loop's clock.
     """
 
     __slots__ = (
@@ -194,8 +198,7 @@ class Batcher:
                 f"the queue is full: {self._queue_rows} rows wait, {rows} more do not fit into {self._max_queue_rows}",
                 retry_after_s=self._retry_after_s(),
             )
-        now = self._loop.time()
-        ticket = Ticket(latents, labels, on_done, now, now + self._deadline_s)
+        ticket = Ticket(latents, labels, on_done, time.perf_counter(), self._loop.time() + self._deadline_s)
         self._queue[ticket] = None
         self._queue_rows += rows
         self._live[ticket] = None
@@ -257,7 +260,7 @@ class Batcher:
             self._wake_up, self._delayed = self._loop.call_soon(self._next), False
         elif self._wake_up is None:
             oldest = next(iter(self._queue))
-            self._wake_up = self._loop.call_at(oldest.enqueued_at + self._max_delay_s, self._next)
+            self._wake_up = self._loop.call_at(oldest.deadline - self._deadline_s + self._max_delay_s, self._next)
             self._delayed = True
 
     def _next(self) -> None:
@@ -269,7 +272,7 @@ class Batcher:
         rows = sum(len(part.latents) for part in parts)
         self.counters.batches += 1
         self.counters.rows += rows
-        now = self._loop.time()
+        now = time.perf_counter()
         for part in parts:
             if part.ticket.started_at is None:
                 part.ticket.started_at = now
@@ -339,7 +342,7 @@ class Batcher:
 
     def _deliver(self, parts: list[_Part], outcome: list[Pixels | GanserveError]) -> None:
         self._running = False
-        self.counters.inference_s += self._loop.time() - self._batch_started_at
+        self.counters.inference_s += time.perf_counter() - self._batch_started_at
         for part, result in zip(parts, outcome, strict=True):
             ticket = part.ticket
             if ticket.done:
@@ -384,7 +387,7 @@ class Batcher:
 
     def _settle(self, ticket: Ticket) -> None:
         ticket.done = True
-        ticket.finished_at = self._loop.time()
+        ticket.finished_at = time.perf_counter()
         del self._live[ticket]
         if ticket in self._queue:
             del self._queue[ticket]

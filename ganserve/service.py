@@ -15,7 +15,7 @@ import bentoml
 from bentoml.exceptions import BentoMLException
 
 from ganserve import cpu
-from ganserve.api import native
+from ganserve.api import native, protocol
 from ganserve.api.app import FrontDoor
 from ganserve.api.http import Context
 from ganserve.artifact import find_artifact
@@ -51,6 +51,7 @@ class FrontedService(bentoml.Service):  # type: ignore[misc]  # bentoml's export
     def to_asgi(self, is_main: bool = True) -> FrontDoor:
         """Each worker asks for its application here, before it starts uvicorn."""
         self.door = FrontDoor(super().to_asgi(is_main), settings)
+        protocol.install(self.door)
         return self.door
 
 

@@ -42,6 +42,8 @@ class Settings(BaseModel):
     max_delay_ms: float = Field(default=0.0, ge=0, le=1000, description="how long a batch that is not full waits")
     deadline_ms: float = Field(default=10_000.0, gt=0, description="a request not done by then gets 504")
     max_body_bytes: int = Field(default=8 << 20, ge=1024, description="request body, at most; more: 413")
+    header_timeout_ms: float = Field(default=10_000.0, gt=0, description="time for a request's head to arrive")
+    max_connections: int = Field(default=4096, ge=1, description="open connections a worker; more: 503 and closed")
     body_timeout_ms: float = Field(default=10_000.0, gt=0, description="time for a body to arrive; more: 408")
 
     @classmethod

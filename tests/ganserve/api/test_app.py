@@ -16,9 +16,10 @@ import pytest
 import uvicorn
 
 from ganserve import latents
-from ganserve.api import app as app_module
+from ganserve.api import exchange
 from ganserve.api.app import FrontDoor
 from ganserve.api.http import Context
+from ganserve.api.protocol import protocol_class
 from ganserve.batcher import INLINE_MS, Batcher
 from ganserve.errors import InferenceError
 from ganserve.settings import Settings
@@ -53,13 +54,14 @@ class _Gate:
 class _Served:
     """A front door behind real uvicorn on a port of its own, with a stand-in for BentoML behind it."""
 
-    def __init__(self, context: Context, gate: _Gate) -> None:
+    def __init__(self, context: Context, gate: _Gate, transport: str) -> None:
         self.context, self.gate = context, gate
         self.door = FrontDoor(self._bentoml, context.settings)
         self.batcher: Batcher | None = None
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
-        config = uvicorn.Config(self.door, loop="uvloop", http="httptools", lifespan="on", log_config=None)
+        http = protocol_class(self.door) if transport == "protocol" else "httptools"
+        config = uvicorn.Config(self.door, loop="uvloop", http=http, lifespan="on", log_config=None)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
 
@@ -113,11 +115,17 @@ def _problem(answer: Answer, status: int, detail: str = "") -> dict[str, str]:
     return headers
 
 
+@pytest.fixture(scope="module", params=["protocol", "asgi"])
+def transport(request) -> str:
+    """Every test of this suite runs over both: they must not be told apart."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def served(context, engine) -> Iterator[_Served]:
+def served(context, engine, transport) -> Iterator[_Served]:
     """A server with small limits."""
     settings = Settings(max_body_bytes=300_000, max_request_rows=1024)
-    with _Served(dataclasses.replace(context, settings=settings), _Gate(engine)) as server:
+    with _Served(dataclasses.replace(context, settings=settings), _Gate(engine), transport) as server:
         yield server
 
 
@@ -129,13 +137,14 @@ def connection(served) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def serve(context, engine) -> Iterator[Callable[..., _Served]]:
+def serve(context, engine, transport) -> Iterator[Callable[..., _Served]]:
     """Starts servers with settings of their own and a gate in front of their engine."""
     with contextlib.ExitStack() as stack:
 
         def serve(*, poisoned: bool = False, dear: bool = True, **settings: Any) -> _Served:
             gate = _Gate(engine, dear=dear, poisoned=poisoned)
-            return stack.enter_context(_Served(dataclasses.replace(context, settings=Settings(**settings)), gate))
+            configured = dataclasses.replace(context, settings=Settings(**settings))
+            return stack.enter_context(_Served(configured, gate, transport))
 
         yield serve
 
@@ -193,7 +202,7 @@ def test_large_bodies_are_read_as_small_ones(connection, engine):
     """A body that is parsed in a thread gives what the same rows give in small bodies."""
     rows, labels = latents.draw(3, 700, 16, 10)
     fields = {"latents": rows.tolist(), "labels": labels.tolist()}
-    assert len(json.dumps(fields)) > app_module._INLINE_BODY_BYTES
+    assert len(json.dumps(fields)) > exchange.INLINE_BODY_BYTES
     assert (connection.pixels(fields) == engine.run(rows, labels)).all()
 
 
