@@ -1,4 +1,4 @@
-"""Pixels to pictures: PNG and contact sheets."""
+"""Pixels to pictures: PNG, GIF, contact sheets and strips."""
 
 import math
 import struct
@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import numpy.typing as npt
+from PIL import GifImagePlugin, Image
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -29,9 +30,37 @@ def encode_png(pixels: Pixels, *, scale: int = 1) -> bytes:
     lines = np.zeros((height, 1 + width * channels), dtype=np.uint8)  # a leading 0 on each line: filter "none"
     lines[:, 1:] = pixels.reshape(height, width * channels)
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
-    # Level 4 is within 2 % of level 9 on digits and twice as fast; below it there are no lazy matches.
-    body = zlib.compress(lines.tobytes(), 4)
+    # A digit takes 284 bytes in 22 us here; level 1: 296 in 21, level 6: 277 in 28, level 9: 273 in 49.
+    body = zlib.compress(lines.tobytes(), 3)
     return b"".join((_SIGNATURE, _chunk(b"IHDR", header), _chunk(b"IDAT", body), _chunk(b"IEND", b"")))
+
+
+def encode_gif(pixels: Pixels, *, duration_ms: int) -> bytes:
+    """An animation (GIF89a) that plays for ever, the same bytes for the same pixels.
+
+    Greyscale is exact: the palette is the 256 greys, and each frame is whole. RGB is reduced to 256 colours a frame.
+
+    Args:
+        pixels: uint8 [N, H, W, C], N >= 1, C 1 or 3; H and W below 65536.
+        duration_ms: how long each frame is shown: a multiple of 10, GIF counts in hundredths of a second.
+    """
+    count, height, width, channels = pixels.shape
+    pieces = [
+        b"GIF89a",
+        struct.pack("<HHBBB", width, height, 0xF7, 0, 0),  # 0xF7: a global table of 256 colours, 8 bits each
+        bytes(level for level in range(256) for _ in "RGB"),
+        b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00",  # play it again, without end
+    ]
+    # Pillow compresses each frame, and we put them together: its `save` would make one frame of equal neighbours, and
+    # add up their durations until they do not fit.
+    for index in range(count):
+        if channels == 1:
+            pieces += GifImagePlugin.getdata(Image.fromarray(pixels[index, :, :, 0]), duration=duration_ms)
+        else:
+            frame = Image.fromarray(pixels[index]).quantize(256)
+            pieces += GifImagePlugin.getdata(frame, duration=duration_ms, include_color_table=True)
+    pieces.append(b";")
+    return b"".join(pieces)
 
 
 def contact_sheet(pixels: Pixels, *, columns: int | None = None, gap: int = 2, background: int = 64) -> Pixels:

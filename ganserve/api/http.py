@@ -4,6 +4,7 @@ A handler is a pure function of (request, context). It answers at once with a `R
 be done first; whoever called it runs the work through the batcher. So one set of handlers serves every transport.
 """
 
+import functools
 import io
 import json
 import re
@@ -31,9 +32,11 @@ from ganserve.settings import Settings
 JSON = "application/json"
 NPY = "application/x-npy"
 PNG = "image/png"
+GIF = "image/gif"
 HTML = "text/html; charset=utf-8"
 PROBLEM = "application/problem+json"
 
+_MAX_NPY_HEADER_BYTES = 10_000  # NumPy's own limit; two dimensions need about 100
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
 Latents = npt.NDArray[np.float32]
@@ -165,13 +168,21 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def negotiate(request: Request, offered: Sequence[str]) -> str:
+def negotiate(request: Request, offered: tuple[str, ...]) -> str:
     """The offered media type that `Accept` likes best (RFC 9110, section 12.5.1); ties go to the first offered.
 
     Raises:
         NotAcceptableError: it likes none of them.
     """
     accept = request.headers.get("accept") or "*/*"
+    chosen = _preferred(accept, offered)
+    if chosen is None:
+        raise NotAcceptableError(f"this route answers with {', '.join(offered)}; Accept was {accept[:256]!r}")
+    return chosen
+
+
+@functools.lru_cache(maxsize=256)  # a client says the same in every request
+def _preferred(accept: str, offered: tuple[str, ...]) -> str | None:
     quality = dict.fromkeys(offered, 0.0)
     precision = dict.fromkeys(offered, -1)
     for item in accept.split(","):
@@ -183,9 +194,7 @@ def negotiate(request: Request, offered: Sequence[str]) -> str:
             if match > precision[candidate]:
                 precision[candidate], quality[candidate] = match, weight
     best = max(offered, key=lambda candidate: quality[candidate])
-    if quality[best] <= 0.0:
-        raise NotAcceptableError(f"this route answers with {', '.join(offered)}; Accept was {accept!r}")
-    return best
+    return best if quality[best] > 0.0 else None
 
 
 def _weight(parameters: Sequence[str]) -> float:
@@ -267,9 +276,9 @@ def integer(value: Any, name: str, low: int, high: int) -> int:
         InvalidRequestError: it is not that.
     """
     if type(value) is not int:
-        raise InvalidRequestError(f"{name} must be an integer, got {_kind(value)}")
+        raise InvalidRequestError(f"{name} must be an integer, got {_kind(value)}", param=name)
     if not low <= value <= high:
-        raise InvalidRequestError(f"{name} must be {low} to {high}, got {_short(value)}")
+        raise InvalidRequestError(f"{name} must be {low} to {high}, got {_short(value)}", param=name)
     return value
 
 
@@ -280,9 +289,9 @@ def number(value: Any, name: str, low: float, high: float) -> float:
         InvalidRequestError: it is not that.
     """
     if type(value) not in (int, float):
-        raise InvalidRequestError(f"{name} must be a number, got {_kind(value)}")
+        raise InvalidRequestError(f"{name} must be a number, got {_kind(value)}", param=name)
     if not low <= value <= high:  # false for NaN, and safe for integers that no float holds
-        raise InvalidRequestError(f"{name} must be {low:g} to {high:g}, got {_short(value)}")
+        raise InvalidRequestError(f"{name} must be {low:g} to {high:g}, got {_short(value)}", param=name)
     return float(value)
 
 
@@ -318,30 +327,17 @@ def parse_npy(body: bytes, *, columns: int, max_rows: int) -> Latents:
     Raises:
         InvalidRequestError: it is not that.
     """
-    stream = io.BytesIO(body)
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise InvalidRequestError(f"npy format version {version[0]}.{version[1]} is not supported")
-    except InvalidRequestError:
-        raise
-    except Exception as err:  # the header is a Python literal: NumPy's parser fails in many ways on a hostile one
-        raise InvalidRequestError(f"the body is not an npy array: {type(err).__name__}") from err
+    shape, fortran, dtype, offset = _npy_header(body)
     if dtype != np.dtype("<f4"):
         raise InvalidRequestError(f"latents must be float32, got {str(dtype)[:64]}")
     if len(shape) != 2 or shape[1] != columns:
         raise InvalidRequestError(f"latents must have shape [N, {columns}], got {_short(list(shape))}")
     if not 1 <= shape[0] <= max_rows:
         raise InvalidRequestError(f"1 to {max_rows} latents a request, got {_short(shape[0])}")
-    content = body[stream.tell() :]
-    expected = shape[0] * shape[1] * 4
-    if len(content) != expected:
-        raise InvalidRequestError(f"the array needs {expected} bytes after its header, got {len(content)}")
-    latents: Latents = np.frombuffer(content, dtype="<f4").reshape(shape, order="F" if fortran else "C")
+    expected, found = shape[0] * shape[1] * 4, len(body) - offset
+    if found != expected:
+        raise InvalidRequestError(f"the array needs {expected} bytes after its header, got {found}")
+    latents: Latents = np.frombuffer(body, dtype="<f4", offset=offset).reshape(shape, order="F" if fortran else "C")
     return finite(np.ascontiguousarray(latents))
 
 
@@ -360,8 +356,43 @@ def finite(latents: Latents) -> Latents:
 
 def npy_bytes(array: Pixels) -> bytes:
     """`array` in NumPy's .npy format."""
+    return _npy_head(array.shape) + array.tobytes()
+
+
+def _npy_header(body: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether in Fortran order, dtype, and where the content starts.
+
+    Raises:
+        InvalidRequestError: it is no .npy header, or of a version that is not supported.
+    """
+    # Magic, version, and the length of what follows: two bytes in version 1, four in version 2 (NumPy's NEP 1).
+    start = 10 if body[6:7] == b"\x01" else 12
+    length = int.from_bytes(body[8:start], "little")
+    if length > _MAX_NPY_HEADER_BYTES:
+        raise InvalidRequestError(f"the body is not an npy array: a header of {length} bytes")
+    shape, fortran, dtype = _parse_npy_header(body[: start + length])
+    return shape, fortran, dtype, start + length
+
+
+@functools.lru_cache(maxsize=256)  # a client sends the same shape again and again, and parsing it takes 20 us
+def _parse_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    stream = io.BytesIO(header)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(stream)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(stream)
+    except Exception as err:  # the header is a Python literal: NumPy's parser fails in many ways on a hostile one
+        raise InvalidRequestError(f"the body is not an npy array: {type(err).__name__}") from err
+    raise InvalidRequestError(f"npy format version {version[0]}.{version[1]} is not supported")
+
+
+@functools.lru_cache(maxsize=256)
+def _npy_head(shape: tuple[int, ...]) -> bytes:
+    """The header of a uint8 array."""
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, array, allow_pickle=False)
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue()
 
 
