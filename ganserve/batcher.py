@@ -97,6 +97,16 @@ class Ticket:
         self._missing = len(latents)
 
     @property
+    def queue_s(self) -> float:
+        """How long it waited for its first batch."""
+        return 0.0 if self.started_at is None else self.started_at - self.enqueued_at
+
+    @property
+    def inference_s(self) -> float:
+        """From its first batch to its last image."""
+        return 0.0 if self.started_at is None or self.finished_at is None else self.finished_at - self.started_at
+
+    @property
     def waiting_rows(self) -> int:
         """Rows that no batch has taken yet."""
         return len(self.latents) - self._next_row
@@ -116,7 +126,7 @@ class Counters:
     """What has happened so far; plain numbers, read by whoever reports them.
 
     `done` counts requests that got their pixels; `queue_s` and `inference_s` are their waiting time, summed, and the
-    session's busy time.
+    session's busy time; `last_batch_at` is Unix time, 0 before the first batch.
     """
 
     batches: int = 0
@@ -124,6 +134,7 @@ class Counters:
     done: int = 0
     queue_s: float = 0.0
     inference_s: float = 0.0
+    last_batch_at: float = 0.0
     rejected_full: int = 0
     rejected_deadline: int = 0
     cancelled: int = 0
@@ -141,6 +152,7 @@ class Batcher:
         max_queue_rows: int,
         deadline_ms: float,
         max_delay_ms: float = 0.0,
+        on_batch: Callable[[int, float], None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         """A batcher on the running event loop.
@@ -151,6 +163,7 @@ class Batcher:
             max_queue_rows: rows that may wait; a request that does not fit is turned away at once.
             deadline_ms: a request that is not done by then fails, and its waiting rows are not computed.
             max_delay_ms: how long a batch that is not full waits for company. 0: not at all.
+            on_batch: hears of every batch: its rows, and the seconds that it took.
             loop: the event loop; by default the running one.
         """
         self._engine = engine
@@ -158,6 +171,7 @@ class Batcher:
         self._max_queue_rows = max_queue_rows
         self._deadline_s = deadline_ms / 1e3
         self._max_delay_s = max_delay_ms / 1e3
+        self._on_batch = on_batch
         self._loop = loop or asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ganserve-session")
         self._queue: OrderedDict[Ticket, None] = OrderedDict()  # tickets with waiting rows: first in, first out
@@ -272,6 +286,7 @@ class Batcher:
         rows = sum(len(part.latents) for part in parts)
         self.counters.batches += 1
         self.counters.rows += rows
+        self.counters.last_batch_at = time.time()
         now = time.perf_counter()
         for part in parts:
             if part.ticket.started_at is None:
@@ -342,7 +357,10 @@ class Batcher:
 
     def _deliver(self, parts: list[_Part], outcome: list[Pixels | GanserveError]) -> None:
         self._running = False
-        self.counters.inference_s += time.perf_counter() - self._batch_started_at
+        seconds = time.perf_counter() - self._batch_started_at
+        self.counters.inference_s += seconds
+        if self._on_batch is not None:
+            self._on_batch(sum(len(part.latents) for part in parts), seconds)
         for part, result in zip(parts, outcome, strict=True):
             ticket = part.ticket
             if ticket.done:

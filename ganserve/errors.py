@@ -123,11 +123,16 @@ class InferenceError(EngineError):
 class RequestError(GanserveError):
     """A request that gets an HTTP status instead of images.
 
-    `status` and `title` belong to the class; the message is the `detail` that the client reads.
+    `status` and `title` belong to the class; the message is the `detail` that the client reads. `param` names the field
+    or parameter at fault, where one is.
     """
 
     status = 500
     title = "Internal Server Error"
+
+    def __init__(self, message: str, *, hint: str | None = None, param: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
 
     @property
     def headers(self) -> Mapping[str, str]:

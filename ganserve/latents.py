@@ -72,6 +72,65 @@ def draw(
     return latents, labels.astype(np.int64)
 
 
+def slerp(start: npt.NDArray[np.float32], end: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:
+    """The way from one latent to another around the origin (Shoemake 1985; White 2016 on why not straight through).
+
+    Almost all of a normal distribution in many dimensions lies near one sphere, and a straight line leaves it: its
+    middle is nearer to the origin than anything that the generator was trained on. So the direction moves along the
+    great circle at an even angular speed, and the norm, apart from it, linearly from one end's to the other's.
+
+    Every pair has a way. Ends of one direction differ in norm only. A zero vector takes the direction of the other end:
+    a straight line. Opposite ends have many half circles between them; it is the one through the axis that they have
+    the least of (the first of several), so the same for ever.
+
+    Args:
+        start: float32 [latent_dim], finite.
+        end: the same.
+        count: latents, >= 2, both ends among them.
+
+    Returns:
+        float32 [count, latent_dim], finite: `start` first and `end` last, bit for bit; between them computed in float64.
+
+    Raises:
+        ValueError: a bug in the caller: fewer than two, or ends that are not two vectors of one length.
+    """
+    if count < 2 or start.ndim != 1 or start.shape != end.shape or not start.size:
+        raise ValueError(f"out of range: count={count} start={start.shape} end={end.shape}")
+    first, last = start.astype(np.float64), end.astype(np.float64)
+    first_norm, last_norm = float(np.linalg.norm(first)), float(np.linalg.norm(last))
+    share = np.linspace(0.0, 1.0, count)[:, None]
+    norms = (1.0 - share) * first_norm + share * last_norm
+    if first_norm == 0.0 or last_norm == 0.0:
+        path = norms * ((first + last) / (first_norm + last_norm or 1.0))
+    else:
+        unit, target = first / first_norm, last / last_norm
+        # Kahan 2006: exact near 0 and pi too, where the arc cosine of the dot product loses half of its digits.
+        angle = 2.0 * np.arctan2(np.linalg.norm(unit - target), np.linalg.norm(unit + target))
+        across = _perpendicular(target, unit)
+        if across is None:
+            axis = np.zeros_like(unit)
+            axis[np.abs(unit).argmin()] = 1.0
+            across = _perpendicular(axis, unit)
+        if across is None:  # one dimension: there is no way around the origin, only through it
+            across = np.zeros_like(unit)
+        path = norms * (np.cos(angle * share) * unit + np.sin(angle * share) * across)
+    limit = np.finfo(np.float32).max  # ends near it can have something between them that is beyond it
+    rounded = path.clip(-limit, limit).astype(np.float32)
+    rounded[0], rounded[-1] = start, end
+    return rounded
+
+
+def _perpendicular(vector: npt.NDArray[np.float64], unit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+    """The part of a unit vector that is perpendicular to another, as a unit vector; None when there is none."""
+    part = vector - (vector @ unit) * unit
+    if np.linalg.norm(part) < 1e-8:  # what is left is rounding
+        return None
+    part /= np.linalg.norm(part)
+    part -= (part @ unit) * unit  # once more: a small part is imprecise, and has just been made large
+    normed: npt.NDArray[np.float64] = part / np.linalg.norm(part)
+    return normed
+
+
 def _words(seed: int, first_block: int, blocks: int) -> npt.NDArray[np.uint64]:
     """`blocks` consecutive Philox blocks as uint64 [blocks * 4]; NumPy's generator counts up before each block."""
     philox = getattr(_local, "philox", None)

@@ -4,6 +4,7 @@
 parent it checks that there is something to serve; in a worker it opens the engine, proves it, and opens the door.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import bentoml
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLException
 
 from ganserve import cpu
@@ -22,6 +24,7 @@ from ganserve.artifact import find_artifact
 from ganserve.batcher import Batcher
 from ganserve.engine import Engine, cuda_obstacle
 from ganserve.errors import GanserveError
+from ganserve.metrics import Metrics
 from ganserve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -108,14 +111,28 @@ class GanServe:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """On the worker's event loop: the engine is proven, so the door may open."""
+        self.metrics = Metrics(
+            BentoMLContainer.metrics_client.get().prometheus_client,
+            name=self.engine.manifest.name,
+            digest=self.engine.digest,
+            provider=self.engine.provider,
+        )
         self.batcher = Batcher(
             self.engine,
             max_batch_rows=settings.max_batch_rows,
             max_queue_rows=settings.max_queue_rows,
             deadline_ms=settings.deadline_ms,
             max_delay_ms=settings.max_delay_ms,
+            on_batch=self.metrics.batch,
         )
-        self.context = Context(settings=settings, artifact=self.artifact, engine=self.engine, batcher=self.batcher)
+        self.context = Context(
+            settings=settings,
+            artifact=self.artifact,
+            engine=self.engine,
+            batcher=self.batcher,
+            metrics=self.metrics,
+        )
+        self.flushing = asyncio.create_task(self._flush_metrics())
         self.bento_service.door.open(self.context)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
@@ -123,7 +140,14 @@ class GanServe:
         """Uvicorn has stopped listening: what was accepted is finished first."""
         if self.batcher is not None:
             await self.batcher.close()
+            self.flushing.cancel()
+            self.metrics.flush(self.batcher.counters, self.batcher.queue_rows)
             self.batcher = None
+
+    async def _flush_metrics(self) -> None:
+        while self.batcher is not None:
+            self.metrics.flush(self.batcher.counters, self.batcher.queue_rows)
+            await asyncio.sleep(1.0)
 
     def __is_ready__(self) -> bool:
         """BentoML's /readyz asks."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from ganserve.errors import ConfigError
 
@@ -31,6 +31,9 @@ class Settings(BaseModel):
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="cuda: CUDA or a refusal to start; auto: CUDA if it works here"
+    )
+    token: SecretStr | None = Field(
+        default=None, description="bearer token that every request needs, but for the health routes; default: none"
     )
     workers: int = Field(default=1, ge=1, le=256, description="server processes")
     threads: int | None = Field(
@@ -68,12 +71,21 @@ class Settings(BaseModel):
             return cls.model_validate({known[name]: value for name, value in values.items()})
         except ValidationError as err:
             faults = [
-                f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg']}, got {fault['input']!r}"
+                f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg'].removeprefix('Value error, ')}"
+                + ("" if fault["loc"][0] == "token" else f", got {fault['input']!r}")
                 if fault["loc"]
                 else fault["msg"].removeprefix("Value error, ")
                 for fault in err.errors()
             ]
             raise ConfigError("; ".join(faults), hint="ganserve doctor lists every setting and its value") from err
+
+    @field_validator("token")
+    @classmethod
+    def _speakable(cls, token: SecretStr | None) -> SecretStr | None:
+        """RFC 6750: what a bearer token may be made of; and one that can be guessed protects nothing."""
+        if token is not None and not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,4096}=*", token.get_secret_value()):
+            raise ValueError("16 or more letters, digits or ._~+/- are expected")
+        return token
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

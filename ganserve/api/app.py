@@ -5,9 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from ganserve.api.exchange import check_announced, make_request, respond, tell
+from ganserve.api.exchange import check_announced, check_token, make_request, request_id, respond, tell
 from ganserve.api.http import Context, Response
-from ganserve.api.routing import BENTOML_PATHS, resolve
+from ganserve.api.routing import BENTOML_PATHS, HEALTH_PATHS, resolve, template_of
 from ganserve.errors import (
     BodyTooLargeError,
     OverloadedError,
@@ -39,6 +39,7 @@ class FrontDoor:
         """
         self._bentoml = bentoml
         self.settings = settings
+        self.token = None if settings.token is None else settings.token.get_secret_value().encode()
         self.context: Context | None = None
 
     def open(self, context: Context) -> None:
@@ -62,11 +63,19 @@ class FrontDoor:
         except Exception as err:  # whatever it is, the client gets an answer and the connection lives
             response = tell(err, scope["path"])
         if response is not None:
-            await _send(response, send, head=scope["method"] == "HEAD")
+            self.count(template_of(scope["path"]), response.status)
+            await _send(response, send, request_id(scope["headers"]), head=scope["method"] == "HEAD")
+
+    def count(self, route: str, status: int) -> None:
+        """One request was answered; `route` is a template or "unknown", never a path."""
+        if self.context is not None and self.context.metrics is not None:
+            self.context.metrics.answered(route, status)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
         """The answer, or None when BentoML has given it."""
         path = scope["path"]
+        if path not in HEALTH_PATHS:
+            check_token(scope["headers"], self.token)
         if path in BENTOML_PATHS:
             body = await self._read_body(scope, receive)
             try:
@@ -134,8 +143,9 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _send(response: Response, send: Send, *, head: bool) -> None:
+async def _send(response: Response, send: Send, identity: str, *, head: bool) -> None:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+    headers.append((b"x-request-id", identity.encode("ascii")))
     if response.content_type is not None:
         headers.append((b"content-type", response.content_type.encode("latin-1")))
     if response.status != 304:  # a 304's length would be that of the representation it does not send

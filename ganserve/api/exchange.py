@@ -1,19 +1,28 @@
 """One request, from its parsed head and whole body to its answer: what both transports share."""
 
 import asyncio
+import hmac
+import itertools
 import logging
+import re
+import secrets
+import time
 from collections.abc import Iterable
 
 from ganserve.api.http import Context, Labels, Request, Response, Work, inflate
 from ganserve.api.routing import Match, protocol_of
 from ganserve.batcher import Ticket
-from ganserve.errors import BodyTooLargeError, RequestError
+from ganserve.errors import BodyTooLargeError, RequestError, UnauthorizedError
 
 logger = logging.getLogger(__name__)
 
 # Up to here, drawing latents or encoding answers takes less than handing it to a thread and back is worth.
 INLINE_ROWS = 16
 INLINE_BODY_BYTES = 1 << 16
+
+_REQUEST_ID = re.compile(rb"[!-~]{1,128}")  # nothing that could end a header
+_PROCESS = secrets.token_hex(6)
+_request_numbers = itertools.count(1)
 
 
 def make_request(
@@ -66,6 +75,28 @@ def check_announced(raw_headers: Iterable[tuple[bytes, bytes]], limit: int) -> N
             raise BodyTooLargeError(f"the body may have {limit} bytes, {value[:20].decode()} are announced")
 
 
+def check_token(raw_headers: Iterable[tuple[bytes, bytes]], token: bytes | None) -> None:
+    """Refuses a request without the bearer token (RFC 6750), in a time that does not tell how much of it was right.
+
+    Raises:
+        UnauthorizedError: there is a token, and the request does not have it.
+    """
+    if token is None:
+        return
+    given = [value for name, value in raw_headers if name == b"authorization"]
+    scheme, _, credentials = (given[0] if len(given) == 1 else b"").partition(b" ")
+    if not hmac.compare_digest(credentials, token) or scheme.lower() != b"bearer":
+        raise UnauthorizedError("this server needs a bearer token: Authorization: Bearer ...")
+
+
+def request_id(raw_headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's own `X-Request-ID` if it is a plain one, else one that no other request of this server has."""
+    for name, value in raw_headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value.decode("ascii")
+    return f"{_PROCESS}-{next(_request_numbers):x}"
+
+
 async def respond(match: Match, request: Request, context: Context) -> Response:
     """The answer to a request, whatever it costs; cancelling it takes its rows out of the queue.
 
@@ -96,11 +127,13 @@ async def work_off(work: Work, context: Context) -> Response:
         await waiter
     finally:
         context.batcher.cancel(ticket)  # a no-op when it is done
-    return await asyncio.to_thread(finish, work, labels, ticket) if large else finish(work, labels, ticket)
+    if large:
+        return await asyncio.to_thread(finish, work, labels, ticket, context)
+    return finish(work, labels, ticket, context)
 
 
-def finish(work: Work, labels: Labels | None, ticket: Ticket) -> Response:
-    """The answer of a ticket that is done.
+def finish(work: Work, labels: Labels | None, ticket: Ticket, context: Context) -> Response:
+    """The answer of a ticket that is done, with `Server-Timing` (W3C) in milliseconds.
 
     Raises:
         RequestError: the queue is full, the deadline passed, or the rows failed.
@@ -109,7 +142,22 @@ def finish(work: Work, labels: Labels | None, ticket: Ticket) -> Response:
         raise ticket.error
     if ticket.pixels is None:
         raise RequestError("inference failed on this request; the server's log has the details")
-    return work.finish(labels, ticket.pixels)
+    started_at = time.perf_counter()
+    response = work.finish(labels, ticket.pixels)
+    encode_s = time.perf_counter() - started_at
+    if context.metrics is not None:
+        context.metrics.encoded(encode_s)
+    queue_ms, infer_ms = ticket.queue_s * 1e3, ticket.inference_s * 1e3
+    timing = (
+        f"queue;dur={queue_ms:.3f}, infer;dur={infer_ms:.3f}, encode;dur={encode_s * 1e3:.3f}, "
+        f'batch;desc="{ticket.batch_rows} rows"'
+    )
+    return Response(
+        status=response.status,
+        content_type=response.content_type,
+        headers={**response.headers, "server-timing": timing},
+        body=response.body,
+    )
 
 
 def tell(error: Exception, path: str) -> Response:

@@ -10,7 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
@@ -27,6 +27,7 @@ from ganserve.errors import (
     RequestError,
     UnsupportedMediaTypeError,
 )
+from ganserve.metrics import Metrics
 from ganserve.settings import Settings
 
 JSON = "application/json"
@@ -37,6 +38,8 @@ HTML = "text/html; charset=utf-8"
 PROBLEM = "application/problem+json"
 
 _MAX_NPY_HEADER_BYTES = 10_000  # NumPy's own limit; two dimensions need about 100
+_MIN_DEFLATED_BYTES = 1200  # what is smaller travels in one packet anyway
+
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
 Latents = npt.NDArray[np.float32]
@@ -46,12 +49,13 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What handlers need of the server."""
+    """What answers need of the server; `metrics` is None where nobody counts."""
 
     settings: Settings
     artifact: Artifact
     engine: Engine
     batcher: Batcher
+    metrics: Metrics | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,11 +110,13 @@ class Protocol:
         prefixes: paths that start with one of them are this protocol's, whether or not there is such a route.
         routes: template -> method -> handler. A `{parameter}` matches anything but a slash.
         error: an error in this protocol's words.
+        no_route: what to tell of a path that is this protocol's and no route.
     """
 
     prefixes: tuple[str, ...]
     routes: Mapping[str, Mapping[str, Handler]]
     error: Callable[[RequestError], Response]
+    no_route: str = "no such route; GET / lists them"
 
 
 def json_response(document: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -161,6 +167,36 @@ def inflate(body: bytes, headers: Mapping[str, str], *, limit: int) -> bytes:
     if inflater.unused_data:
         raise InvalidRequestError(f"the {encoding} body goes on after its end")
     return content
+
+
+def deflate(response: Response, request: Request) -> Response:
+    """The answer as gzip (RFC 1952) or deflate (RFC 1950), if `Accept-Encoding` likes one and it is worth it."""
+    accept = request.headers.get("accept-encoding")
+    if accept is None or len(response.body) < _MIN_DEFLATED_BYTES:
+        return response
+    coding = _coding(accept)
+    if coding == "identity":
+        return response
+    # Level 1: pixels of digits are mostly runs of black, which every level finds.
+    deflater = zlib.compressobj(1, zlib.DEFLATED, 31 if coding == "gzip" else 15)
+    return replace(
+        response,
+        headers={**response.headers, "content-encoding": coding, "vary": "accept-encoding"},
+        body=deflater.compress(response.body) + deflater.flush(),
+    )
+
+
+def _coding(accept_encoding: str) -> str:
+    """The content coding that `Accept-Encoding` likes best (RFC 9110, section 12.5.3): gzip, deflate or identity."""
+    quality: dict[str, float] = {}
+    for item in accept_encoding.split(","):
+        coding, *parameters = (part.strip().lower() for part in item.split(";"))
+        quality.setdefault(coding, _weight(parameters))
+    rest = quality.get("*", 0.0)
+    best = max(("gzip", "deflate"), key=lambda coding: quality.get(coding, rest))
+    liked = quality.get(best, rest)
+    # Identity is accepted unless it is refused; where it is named, it may be liked better.
+    return best if liked > 0.0 and liked >= quality.get("identity", 0.0) else "identity"
 
 
 def media_type(request: Request) -> str:
@@ -270,11 +306,16 @@ def _no_constant(text: str) -> NoReturn:
 
 
 def integer(value: Any, name: str, low: int, high: int) -> int:
-    """`value` as an integer in [low, high]: not a float, boolean or string that looks like one.
+    """`value` as an integer in [low, high]: not a boolean or string that looks like one.
+
+    JSON has one kind of number, and to JSON Schema (2020-12, section 4.2.3) 3.0 is the integer 3; so it is here, as far
+    as a float tells one integer from the next.
 
     Raises:
         InvalidRequestError: it is not that.
     """
+    if type(value) is float and value.is_integer() and abs(value) <= 2**53:
+        value = int(value)
     if type(value) is not int:
         raise InvalidRequestError(f"{name} must be an integer, got {_kind(value)}", param=name)
     if not low <= value <= high:

@@ -47,7 +47,7 @@ MAX_DIGITS = 64
 
 _SEEDED_KEYS = ("n", "seed", "labels", "truncation", "encoding")
 _LATENT_KEYS = ("latents", "labels", "encoding")
-_ENCODINGS = ("png", "pixels")
+ENCODINGS = ("png", "pixels")
 
 
 def generate(request: Request, context: Context) -> Work:
@@ -91,7 +91,7 @@ def work_for(fields: dict[str, Any], context: Context, *, accept: str = JSON) ->
             raise InvalidRequestError(f"unknown field {name[:64]!r}{also}; known are {', '.join(allowed)}")
     encoding = _encoding(fields.get("encoding"), accept)
     if "latents" in fields:
-        given = _json_latents(fields["latents"], context)
+        given = json_latents(fields["latents"], context)
         labels = _labels(fields.get("labels"), len(given), context, required=True)
         return _work(context, len(given), None, lambda: (given, labels), accept, encoding)
 
@@ -225,8 +225,8 @@ def _draw(
 def _encoding(value: Any, accept: str) -> str:
     if value is None:
         return "png"
-    if value not in _ENCODINGS:
-        raise InvalidRequestError(f"encoding must be one of {', '.join(_ENCODINGS)}")
+    if value not in ENCODINGS:
+        raise InvalidRequestError(f"encoding must be one of {', '.join(ENCODINGS)}")
     if accept != JSON:
         raise InvalidRequestError(f"encoding is for {JSON} answers; Accept asks for {accept}")
     return str(value)
@@ -248,7 +248,7 @@ def _labels(value: Any, rows: int, context: Context, *, required: bool) -> Label
     return np.full(rows, checked[0], dtype=np.int64) if len(checked) == 1 else np.array(checked, dtype=np.int64)
 
 
-def _json_latents(value: Any, context: Context) -> Latents:
+def json_latents(value: Any, context: Context) -> Latents:
     """Latents of a JSON body as float32 [n, latent_dim], finite."""
     columns, max_rows = context.engine.manifest.latent.dim, context.settings.max_request_rows
     if not isinstance(value, list) or not all(type(row) is list for row in value):

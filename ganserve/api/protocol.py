@@ -22,8 +22,18 @@ from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, HttpToolsProtocol
 
 from ganserve.api.app import FrontDoor
-from ganserve.api.exchange import INLINE_BODY_BYTES, INLINE_ROWS, check_announced, finish, make_request, respond, tell
-from ganserve.api.exchange import work_off as work_off_in_task
+from ganserve.api.exchange import (
+    INLINE_BODY_BYTES,
+    INLINE_ROWS,
+    check_announced,
+    check_token,
+    finish,
+    make_request,
+    request_id,
+    respond,
+    tell,
+    work_off,
+)
 from ganserve.api.http import Context, Labels, Response, Work
 from ganserve.api.routing import BENTOML_PATHS, Match, resolve
 from ganserve.batcher import Ticket
@@ -125,8 +135,9 @@ class FastProtocol(HttpToolsProtocol):
         self._receiving = exchange
         self._waiting.append(exchange)
         try:
+            check_token(self.headers, self.door.token)
             check_announced(self.headers, self.door.settings.max_body_bytes)
-        except BodyTooLargeError as err:
+        except RequestError as err:
             self._answer(exchange, tell(err, exchange.path))
         if len(self._waiting) >= MAX_PIPELINED:
             self.flow.pause_reading()
@@ -213,7 +224,7 @@ class FastProtocol(HttpToolsProtocol):
             if isinstance(outcome, Response):
                 self._answer(exchange, outcome)
             elif outcome.rows > INLINE_ROWS:
-                self._in_task(exchange, work_off_in_task(outcome, context))
+                self._in_task(exchange, work_off(outcome, context))
             else:
                 self._queue(exchange, outcome, context)
         except Exception as err:  # whatever it is, the client gets an answer and the connection lives
@@ -222,15 +233,15 @@ class FastProtocol(HttpToolsProtocol):
     def _queue(self, exchange: _Exchange, work: Work, context: Context) -> None:
         """Puts the rows into the batch of this turn of the loop."""
         latents, labels = work.inputs()
-        done = functools.partial(self._done, exchange, work, labels)
+        done = functools.partial(self._done, exchange, work, labels, context)
         ticket = context.batcher.submit(latents, labels, done)
         exchange.undo = functools.partial(context.batcher.cancel, ticket)
 
-    def _done(self, exchange: _Exchange, work: Work, labels: Labels | None, ticket: Ticket) -> None:
+    def _done(self, exchange: _Exchange, work: Work, labels: Labels | None, context: Context, ticket: Ticket) -> None:
         """The batcher calls it, never before `_queue` has returned: pixels, or why there are none."""
         exchange.undo = None
         try:
-            response = finish(work, labels, ticket)
+            response = finish(work, labels, ticket, context)
         except Exception as err:  # as in _begin
             response = tell(err, exchange.path)
         self._answer(exchange, response)
@@ -270,6 +281,7 @@ class FastProtocol(HttpToolsProtocol):
                 keep_alive = False
             pieces.append(self._serialized(exchange, response, keep_alive=keep_alive))
             self.server_state.total_requests += 1
+            self.door.count(exchange.match.template, response.status)
         self._active_at = self.loop.time()
         self.transport.write(b"".join(pieces))
         if not keep_alive:
@@ -283,6 +295,7 @@ class FastProtocol(HttpToolsProtocol):
     def _serialized(self, exchange: _Exchange, response: Response, *, keep_alive: bool) -> bytes:
         """Status line, headers and body, as uvicorn would write them."""
         lines = [f"{name}: {value}\r\n" for name, value in response.headers.items()]
+        lines.append(f"x-request-id: {request_id(exchange.headers)}\r\n")
         if response.content_type is not None:
             lines.append(f"content-type: {response.content_type}\r\n")
         if response.status != 304:  # a 304's length would be that of the representation it does not send

@@ -4,14 +4,22 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ganserve.api import native
+from ganserve.api import interpolate, native, openai, openapi, openinference
 from ganserve.api.http import Handler, Protocol
 from ganserve.errors import MethodNotAllowedError, NotFoundError
 
 # The first whose prefix matches a path tells its errors; the native one has them all.
-PROTOCOLS: tuple[Protocol, ...] = (native.PROTOCOL,)
+PROTOCOLS: tuple[Protocol, ...] = (
+    openinference.PROTOCOL,
+    openai.PROTOCOL,
+    interpolate.PROTOCOL,
+    openapi.PROTOCOL,
+    native.PROTOCOL,
+)
 # Answered by BentoML's application behind the front door.
 BENTOML_PATHS = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/docs.json", "/schema.json"})
+# Of these, the ones that need no token: whoever watches the server need not be able to use it.
+HEALTH_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
 
 # template -> method -> handler. A parameter matches anything but a slash.
 ROUTES: Mapping[str, Mapping[str, Handler]] = {
@@ -48,6 +56,14 @@ def resolve(method: str, path: str) -> Match:
     return Match(template, handler, parameters)
 
 
+def template_of(path: str) -> str:
+    """A path's template, or "unknown": a label for metrics, of which there are only so many."""
+    try:
+        return _find(path)[0]
+    except NotFoundError:
+        return "unknown"
+
+
 def protocol_of(path: str) -> Protocol:
     """The protocol in whose words this path's errors are told, whether or not there is such a route."""
     return next(protocol for protocol in PROTOCOLS if path.startswith(protocol.prefixes))
@@ -59,4 +75,4 @@ def _find(path: str) -> tuple[str, Mapping[str, str]]:
     for pattern, template in _PATTERNS:
         if match := pattern.fullmatch(path):
             return template, match.groupdict()
-    raise NotFoundError("no such route; GET / lists them")
+    raise NotFoundError(protocol_of(path).no_route)

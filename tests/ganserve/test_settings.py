@@ -24,6 +24,9 @@ def test_every_setting_has_its_variable():
         "GANSERVE_DEADLINE_MS": "500",
         "GANSERVE_MAX_BODY_BYTES": "4096",
         "GANSERVE_BODY_TIMEOUT_MS": "250",
+        "GANSERVE_HEADER_TIMEOUT_MS": "125",
+        "GANSERVE_MAX_CONNECTIONS": "9",
+        "GANSERVE_TOKEN": "correct-horse-battery",
         "PATH": "/bin",
     }
     settings = Settings.from_env(environ)
@@ -31,6 +34,9 @@ def test_every_setting_has_its_variable():
         name.removeprefix("GANSERVE_") for name in environ if name != "PATH"
     }
     assert settings == Settings(
+        header_timeout_ms=125.0,
+        max_connections=9,
+        token="correct-horse-battery",
         artifact="artifacts/x",
         device="cpu",
         workers=2,
@@ -120,3 +126,17 @@ def test_settings_cannot_change():
     """Settings are read once."""
     with pytest.raises(ValidationError, match="frozen"):
         Settings().workers = 2
+
+
+@pytest.mark.parametrize("token", ["short", "", "with a blank in the middle", "ümlaut-is-not-ascii", "x" * 5000])
+def test_weak_tokens_are_refused(token):
+    """A token that could be guessed, or not be sent, is refused, and the message does not repeat it."""
+    with pytest.raises(ConfigError, match="GANSERVE_TOKEN: 16 or more") as caught:
+        Settings.from_env({"GANSERVE_TOKEN": token})
+    assert not token or token not in str(caught.value)
+
+
+def test_token_is_not_shown():
+    """Whoever prints the settings does not print the token."""
+    settings = Settings.from_env({"GANSERVE_TOKEN": "correct-horse-battery"})
+    assert "correct" not in f"{settings} {settings!r} {settings.token}"

@@ -345,3 +345,36 @@ def test_it_does_not_start_and_says_why(
     assert hint in log
     assert "Traceback" not in log
     assert "Starting production" not in log  # no worker was started, so none was started again and again
+
+
+def _series(connection) -> dict[str, float]:
+    """The server's own series: name with labels -> value."""
+    lines = connection.ask("GET", "/metrics")[2].decode().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith("ganserve_")}
+
+
+def test_metrics_count_routes_and_not_paths(connection):
+    """A thousand paths that do not exist add one series; images, batches and the model are counted."""
+    connection.pixels({"n": 3, "seed": 1})
+    connection.ask("GET", "/nope/0")
+    time.sleep(1.5)  # handed over once a second
+    before = _series(connection)
+    assert any(name.startswith("ganserve_model_info{") and value == 1 for name, value in before.items())
+    for index in range(1000):
+        connection.ask("GET", f"/nope/{index}")
+    connection.pixels({"n": 3, "seed": 1})
+    time.sleep(1.5)
+    after = _series(connection)
+    assert set(after) == set(before)
+    unknown = 'ganserve_requests_total{route="unknown",status="404"}'
+    assert after[unknown] == before[unknown] + 1000
+    assert after["ganserve_images_total"] == before["ganserve_images_total"] + 3
+    assert after["ganserve_batch_rows_sum"] == before["ganserve_batch_rows_sum"] + 3
+
+
+def test_answers_say_where_the_time_went(connection):
+    """An answer that was computed tells queue, inference and encoding in milliseconds, and its batch."""
+    _, headers, _ = connection.ask("GET", "/v1/digits/7.png")
+    assert re.fullmatch(
+        r'queue;dur=[0-9.]+, infer;dur=[0-9.]+, encode;dur=[0-9.]+, batch;desc="1 rows"', headers["server-timing"]
+    )

@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +10,8 @@ from ganserve.artifact import Artifact
 from ganserve.engine import Engine
 from ganserve.settings import Settings
 from tests.artifacts import make_artifact
+from tests.connection import Connection
+from tests.served import Gate, Served
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +57,37 @@ def answer():
         return outcome.finish(labels, context.engine.run(latents, labels))
 
     return answer
+
+
+@pytest.fixture(scope="module", params=["protocol", "asgi"])
+def transport(request) -> str:
+    """Every test of this suite runs over both: they must not be told apart."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def served(context, engine, transport) -> Iterator[Served]:
+    """A server with small limits."""
+    settings = Settings(max_body_bytes=300_000, max_request_rows=1024)
+    with Served(dataclasses.replace(context, settings=settings), Gate(engine), transport) as server:
+        yield server
+
+
+@pytest.fixture
+def connection(served) -> Iterator[Connection]:
+    """One connection to it."""
+    with served.connect() as connection:
+        yield connection
+
+
+@pytest.fixture
+def serve(context, engine, transport) -> Iterator[Callable[..., Served]]:
+    """Starts servers with settings of their own and a gate in front of their engine."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(*, poisoned: bool = False, dear: bool = True, **settings: Any) -> Served:
+            gate = Gate(engine, dear=dear, poisoned=poisoned)
+            configured = dataclasses.replace(context, settings=Settings(**settings))
+            return stack.enter_context(Served(configured, gate, transport))
+
+        yield serve

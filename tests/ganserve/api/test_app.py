@@ -8,100 +8,18 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from ganserve import latents
 from ganserve.api import exchange
 from ganserve.api.app import FrontDoor
-from ganserve.api.http import Context
-from ganserve.api.protocol import protocol_class
-from ganserve.batcher import INLINE_MS, Batcher
-from ganserve.errors import InferenceError
+from ganserve.batcher import Batcher
 from ganserve.settings import Settings
 from tests.connection import Answer, Connection
-
-POISON = 6  # the label that `_Gate` fails on when told to
-
-
-class _Gate:
-    """The engine behind a gate: it can be made to wait, to be dear, and to fail on one label."""
-
-    def __init__(self, engine: Any, *, dear: bool = False, poisoned: bool = False) -> None:
-        self._engine, self._dear, self._poisoned = engine, dear, poisoned
-        self.cheapest_rows = 64
-        self.open = threading.Event()
-        self.open.set()
-        self.entered = threading.Event()
-        self.batches: list[int] = []
-
-    def cost_ms(self, rows: int) -> float:
-        return INLINE_MS * 2 if self._dear else INLINE_MS / 2
-
-    def run(self, rows: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        self.entered.set()
-        assert self.open.wait(30)
-        self.batches.append(len(rows))
-        if self._poisoned and POISON in labels:
-            raise InferenceError("CUDA failure 700 at /home/secret/path")
-        return self._engine.run(rows, labels)
-
-
-class _Served:
-    """A front door behind real uvicorn on a port of its own, with a stand-in for BentoML behind it."""
-
-    def __init__(self, context: Context, gate: _Gate, transport: str) -> None:
-        self.context, self.gate = context, gate
-        self.door = FrontDoor(self._bentoml, context.settings)
-        self.batcher: Batcher | None = None
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        http = protocol_class(self.door) if transport == "protocol" else "httptools"
-        config = uvicorn.Config(self.door, loop="uvloop", http=http, lifespan="on", log_config=None)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-
-    async def _bentoml(self, scope, receive, send) -> None:
-        if scope["type"] == "lifespan":
-            await receive()
-            settings = self.context.settings
-            self.batcher = Batcher(
-                self.gate,
-                max_batch_rows=settings.max_batch_rows,
-                max_queue_rows=settings.max_queue_rows,
-                deadline_ms=settings.deadline_ms,
-            )
-            self.door.open(dataclasses.replace(self.context, batcher=self.batcher))
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            self.gate.open.set()
-            await self.batcher.close()
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-        message = await receive()
-        text = f"bentoml {scope['path']} {message['body'].decode()}".encode()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
-        await send({"type": "http.response.body", "body": text})
-
-    def __enter__(self) -> "_Served":
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.005)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._server.force_exit = False
-        self._thread.join(20)
-        self._socket.close()
-        assert not self._thread.is_alive()
-
-    def connect(self) -> Connection:
-        return Connection(self.port)
+from tests.served import POISON
 
 
 def _problem(answer: Answer, status: int, detail: str = "") -> dict[str, str]:
@@ -113,40 +31,6 @@ def _problem(answer: Answer, status: int, detail: str = "") -> dict[str, str]:
     assert document["status"] == status
     assert detail in document["detail"]
     return headers
-
-
-@pytest.fixture(scope="module", params=["protocol", "asgi"])
-def transport(request) -> str:
-    """Every test of this suite runs over both: they must not be told apart."""
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def served(context, engine, transport) -> Iterator[_Served]:
-    """A server with small limits."""
-    settings = Settings(max_body_bytes=300_000, max_request_rows=1024)
-    with _Served(dataclasses.replace(context, settings=settings), _Gate(engine), transport) as server:
-        yield server
-
-
-@pytest.fixture
-def connection(served) -> Iterator[Connection]:
-    """One connection to it."""
-    with served.connect() as connection:
-        yield connection
-
-
-@pytest.fixture
-def serve(context, engine, transport) -> Iterator[Callable[..., _Served]]:
-    """Starts servers with settings of their own and a gate in front of their engine."""
-    with contextlib.ExitStack() as stack:
-
-        def serve(*, poisoned: bool = False, dear: bool = True, **settings: Any) -> _Served:
-            gate = _Gate(engine, dear=dear, poisoned=poisoned)
-            configured = dataclasses.replace(context, settings=Settings(**settings))
-            return stack.enter_context(_Served(configured, gate, transport))
-
-        yield serve
 
 
 def _good(connection: Connection, engine: Any) -> None:
@@ -220,7 +104,8 @@ def test_head_is_get_without_the_body(connection):
         get_status, get_headers, get_body = connection.ask("GET", path)
         status, headers, body = connection.ask("HEAD", path)
         assert (status, body) == (get_status, b"")
-        assert headers | {"date": ""} == get_headers | {"date": ""}
+        measured = {"date": "", "server-timing": "", "x-request-id": ""}
+        assert headers | measured == get_headers | measured
         assert int(headers["content-length"]) == len(get_body) > 0
 
 
@@ -521,7 +406,7 @@ def test_door_itself_sends_no_body_to_head(context):
     async def scenario():
         door = FrontDoor(_no_bentoml, context.settings)
         door.open(context)
-        get, head = (_Call(door, method, "/", [dict(_COMPLETE)]) for method in ("GET", "HEAD"))
+        get, head = (_Call(door, method, "/", [dict(_COMPLETE)], x_request_id="1") for method in ("GET", "HEAD"))
         await get.run()
         await head.run()
         assert (head.status, head.body) == (200, b"")
@@ -646,3 +531,37 @@ def test_lifespan_is_bentomls(context):
 
     asyncio.run(FrontDoor(bentoml, context.settings)({"type": "lifespan"}, None, None))
     assert seen == ["lifespan"]
+
+
+# Who may ask, and what a request is called.
+
+
+def test_token_is_needed_everywhere_but_for_health(serve, engine):
+    """With a token set, requests without it, with another, or with it under another scheme are 401; health is not."""
+    server = serve(token="correct-horse-battery")
+    bearer = {"authorization": "Bearer correct-horse-battery"}
+    wrong = [
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer correct-horse-batterz"},
+        {"authorization": "Basic correct-horse-battery"},
+    ]
+    with server.connect() as connection:
+        for headers in wrong:
+            for method, path in (("GET", "/v1/model"), ("POST", "/v1/generate"), ("GET", "/metrics"), ("GET", "/nope")):
+                answer = connection.ask(method, path, **headers)
+                assert _problem(answer, 401, "bearer token")["www-authenticate"] == "Bearer"
+        assert connection.ask("GET", "/readyz")[0] == 200
+        assert connection.ask("GET", "/v1/model", **bearer)[0] == 200
+        assert connection.ask("GET", "/metrics", **bearer)[0] == 200
+
+
+def test_requests_have_an_identity(connection):
+    """A plain `X-Request-ID` comes back; in place of none, or of one that is not plain, comes one of the server's."""
+    assert connection.ask("GET", "/v1/model", x_request_id="abc-123")[1]["x-request-id"] == "abc-123"
+    assert connection.ask("GET", "/nope", x_request_id="abc-123")[1]["x-request-id"] == "abc-123"
+    own = {
+        connection.ask("GET", "/v1/model", **headers)[1]["x-request-id"] for headers in ({}, {"x_request_id": "a b"})
+    }
+    assert len(own) == 2
+    assert "a b" not in own
