@@ -38,13 +38,14 @@ clean:  ## remove the environment and caches; runs/ and artifacts/ stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/bin/pip:
+$(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "ganserve needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # the first that reads dependency groups
+	@touch $@
 
-$(VENV)/installed-train: pyproject.toml | $(VENV)/bin/pip
+$(VENV)/installed-train: pyproject.toml | $(VENV)/made
 	$(BIN)/python -m pip install --quiet --editable '.[train]'
 	@touch $@
 

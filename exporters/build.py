@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from ganserve import __version__
 from ganserve.artifact import (
     CARD,
     GOLDEN,
+    NAME_PATTERN,
     ONNX,
     SAMPLES,
     TORCHSCRIPT,
@@ -90,12 +92,14 @@ def build_artifact(
         ParityError: it was, and computes something else. Nothing is written.
         ArtifactError: `out` is taken or cannot be written.
     """
+    out = out.resolve() if out.name in ("", "..") else out  # "." has no name to put a temporary neighbour beside
     check_target(out, replace=replace)
     trained = load_generator(checkpoint)
+    name = check_name(name) if name is not None else default_name(trained.dataset.name)
     network = trained.network
     on_step(Step("load", f"{checkpoint} (step {trained.step:,}, {parameters(trained):,} parameters)"))
     exported = ExportedGenerator(network).eval()
-    metadata = _metadata(trained, name or trained.dataset.name)
+    metadata = _metadata(trained, name)
 
     files = {ONNX: export_onnx(exported, metadata)}
     on_step(Step("onnx", f"{ONNX} {_kib(files[ONNX])}, {_nodes(files[ONNX])} nodes, opset {OPSET}"))
@@ -138,12 +142,32 @@ def build_artifact(
     return artifact
 
 
+def check_name(name: str) -> str:
+    """`name`, if a model may be called that.
+
+    Raises:
+        ExportError: it may not.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ExportError(
+            f"a model's name has up to 64 letters, digits and ._- and starts with a letter or digit, got {name!r}",
+            hint="--name digits",
+        )
+    return name
+
+
+def default_name(dataset: str) -> str:
+    """A model's name made of its data set's: what a name may not have becomes a hyphen."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", dataset).strip("._-")[:64]
+    return plain or "digits"
+
+
 def parameters(trained: TrainedGenerator) -> int:
     """How many numbers the generator has learned."""
     return sum(parameter.numel() for parameter in trained.network.parameters())
 
 
-def _open_candidate(trained: TrainedGenerator, name: str | None, files: dict[str, bytes], golden: Golden) -> Engine:
+def _open_candidate(trained: TrainedGenerator, name: str, files: dict[str, bytes], golden: Golden) -> Engine:
     """The written file in the engine that serves it; its golden images are PyTorch's, so opening it is the first proof.
 
     Raises:
@@ -182,7 +206,7 @@ def _torchscript_runner(content: bytes) -> Callable[[Latents, Labels | None], Pi
 
 def _manifest(
     trained: TrainedGenerator,
-    name: str | None,
+    name: str,
     run_name: str,
     files: dict[str, bytes],
     parity: tuple[ParityResult, ...],
@@ -191,7 +215,7 @@ def _manifest(
     shape = (dataset.height, dataset.width, dataset.channels)
     assert dataset.channels == 1, "IDX images are grey"
     return Manifest(
-        name=name or dataset.name,
+        name=name,
         model=ModelSpec(
             generator=trained.config.generator.kind,
             parameters=parameters(trained),

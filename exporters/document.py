@@ -88,7 +88,7 @@ Inputs: {inputs}. Output: `pixels` uint8 {shape}. Labels: {labels}.
 
 ## Run it
 
-    bentoml serve                              # in a directory whose artifacts/ holds this one
+    GANSERVE_ARTIFACT=. bentoml serve ganserve.service:GanServe
     ganserve sample . --n 100 --out sheet.png
 
 or without ganserve:

@@ -41,7 +41,8 @@ MAX_FILE_BYTES = 1 << 30  # a generator of 250 M parameters; more is not what th
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 # No folders in an artifact, so no link can stand in a path's way; nor a drive, a NUL or anything else odd in a name.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -340,7 +341,9 @@ def write_artifact(path: Path, manifest: Manifest, files: Mapping[str, bytes], *
                 (temporary / name).write_bytes(content)
             (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as err:
-        raise ArtifactError(f"cannot write {path}: {err}", hint="nothing was left behind; free space or --out") from err
+        raise ArtifactError(
+            f"cannot write {path}: {err}", hint="nothing was written; make room, or choose another --out"
+        ) from err
     return open_artifact(path)
 
 
@@ -352,7 +355,7 @@ def check_target(path: Path, *, replace: bool) -> None:
     """
     if path.exists() and not replace:
         raise ArtifactError(f"{path} exists already", hint="pass --force to replace it, or --out for another place")
-    if path.exists() and not (path / MANIFEST).exists():
+    if path.exists() and not _is_ours(path):
         raise ArtifactError(f"{path} is not an artifact and will not be replaced", hint="choose another --out")
 
 
@@ -392,8 +395,21 @@ def find_artifact(explicit: str | os.PathLike[str] | None = None, *, root: Path 
         return open_artifact(PRETRAINED), "the pretrained one that ships with ganserve"
     raise NoArtifactError(
         f"no artifact: {root.absolute()} has none",
-        hint="make one with: ganserve train && ganserve export --onnx   (or set GANSERVE_ARTIFACT)",
+        hint="make one with: ganserve train && ganserve export --onnx",
     )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a directory holds an artifact, damaged or not, and nothing else: only that may be deleted."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    try:
+        document = json.loads(_read_plain(path / MANIFEST, limit=MAX_MANIFEST_BYTES))
+        listed = {MANIFEST, *document["files"]}
+        ours = {"schema_version", "signature", "latent"} <= document.keys()
+    except (ArtifactError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    return ours and all(entry.name in listed and not entry.is_dir() for entry in path.iterdir())
 
 
 def _read_plain(path: Path, *, limit: int) -> bytes:

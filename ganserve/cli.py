@@ -1,7 +1,9 @@
 """The command line: parse, call one function, show one result. Heavy imports are inside the commands."""
 
+import io
 import json
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -27,22 +29,31 @@ ARTIFACTS = Path("artifacts")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 ArtifactArgument = Annotated[
-    Path | None, typer.Argument(help="Artifact directory. Default: the newest in artifacts/.", show_default=False)
+    Path | None,
+    typer.Argument(
+        help="Artifact directory. Default: the newest in artifacts/.", envvar="GANSERVE_ARTIFACT", show_default=False
+    ),
 ]
 
 
 def main() -> NoReturn:
     """The `ganserve` command: errors of ours become a message, a hint and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no tick shows a question mark
+    debug = "--debug" in sys.argv[1:]
+    if debug:  # wherever it stands: people append it to the command that failed
+        sys.argv[1:] = ["--debug", *(argument for argument in sys.argv[1:] if argument != "--debug")]
     try:
         app()
     except GanserveError as err:
-        if "--debug" in sys.argv[1:]:
+        if debug:
             raise
         print(f"error: {err}", file=sys.stderr)
         if err.hint:
             print(f"hint: {err.hint}", file=sys.stderr)
     except ModuleNotFoundError as err:
-        if "--debug" in sys.argv[1:] or err.name not in ("torch", "onnx", "onnxscript", "safetensors", "matplotlib"):
+        if debug or err.name not in ("torch", "onnx", "onnxscript", "safetensors", "matplotlib"):
             raise
         print(f"error: {err.name} is not installed: this is a serving-only installation", file=sys.stderr)
         print("hint: pip install 'ganserve[train]'", file=sys.stderr)
@@ -181,32 +192,35 @@ def export(
     console = Console(stderr=True, highlight=False)
 
     def show(step: Step) -> None:
-        console.print(f"[green]✓[/] {step.name:<12} {step.detail}", soft_wrap=True)
+        console.print("[green]✓[/]", end=" ")
+        console.print(f"{step.name:<12} {step.detail}", markup=False, soft_wrap=True)
 
     path = resolve_run(run, RUNS)
     source, reason = (named_checkpoint(path, checkpoint), "named") if checkpoint else best_checkpoint(path)
-    target = out or ARTIFACTS / path.name
+    run_name = path.resolve().name
+    target = out or ARTIFACTS / run_name
     if not as_json:
-        console.print(
-            f"exporting {path} ({'named' if run else 'the newest run'}), checkpoint: {reason}", soft_wrap=True
-        )
+        which = "named" if run else "the newest run"
+        console.print(f"exporting {path} ({which}), checkpoint: {reason}", markup=False, soft_wrap=True)
         if not (onnx or torchscript):
             console.print("no format was named: --onnx is the default")
     with console.status("exporting and proving"):
         artifact = build_artifact(
             source,
             target,
-            run_name=path.name,
+            run_name=run_name,
             name=name,
             torchscript=torchscript,
             replace=force,
             on_step=(lambda step: None) if as_json else show,
         )
     if as_json:
-        print(json.dumps(_summary(artifact)))
+        print(json.dumps(_summary(artifact) | {"run": str(path), "checkpoint": str(source)}))
         return
     print(f"{artifact.path} {artifact.digest}")
-    print(f"next: {'bentoml serve' if out is None else f'GANSERVE_ARTIFACT={target} bentoml serve'}")
+    # Without a bentofile.yaml here BentoML has to be told which service.
+    serve = "bentoml serve" if Path("bentofile.yaml").exists() else "bentoml serve ganserve.service:GanServe"
+    print(f"next: {serve}" if out is None else f"next: GANSERVE_ARTIFACT={shlex.quote(str(target))} {serve}")
 
 
 @app.command(
@@ -228,6 +242,7 @@ def sample(
         "samples.png"
     ),
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: CUDA where it works.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make images with an artifact, through the engine that serves it.
@@ -252,7 +267,7 @@ def sample(
     workers = cpu.threads_per_worker() if engine.provider == CPU else 1
     console = Console(stderr=True, highlight=False)
     if not as_json:
-        console.print(f"{found.path} ({reason}), {engine.provider}, seed {seed}", soft_wrap=True)
+        console.print(f"{found.path} ({reason}), {engine.provider}, seed {seed}", markup=False, soft_wrap=True)
     started = time.monotonic()
     with Progress(
         TextColumn("sampling"),
@@ -263,7 +278,7 @@ def sample(
         transient=True,
     ) as bar:
         task = bar.add_task("", total=n)
-        sampling.write(engine, plan, out, workers=workers, on_rows=lambda rows: bar.advance(task, rows))
+        sampling.write(engine, plan, out, workers=workers, replace=force, on_rows=lambda rows: bar.advance(task, rows))
     seconds = time.monotonic() - started
     if as_json:
         print(json.dumps({"out": str(out), "n": n, "seed": seed, "seconds": round(seconds, 3), "digest": found.digest}))
@@ -283,10 +298,10 @@ def inspect(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> N
     if as_json:
         print(json.dumps(_summary(found) | {"manifest": found.manifest.model_dump(mode="json")}, indent=2))
         return
-    console = Console(highlight=False)
-    console.print(f"{found.path} ({reason}): every file is what was exported", soft_wrap=True)
-    console.print(_artifact_table(found))
-    console.print(_parity_table(found))
+    print(f"{found.path} ({reason}): every file is what was exported")
+    for key, value in _artifact_lines(found):
+        print(f"{key:<10} {value}")
+    Console(highlight=False).print(_parity_table(found))
 
 
 @app.command(epilog="Example: `ganserve doctor --json`")
@@ -321,28 +336,26 @@ def _summary(artifact: Any) -> dict[str, Any]:
     return {"path": str(artifact.path), "name": artifact.manifest.name, "digest": artifact.digest}
 
 
-def _artifact_table(artifact: Any) -> "Table":
-    from rich.table import Table
-
+def _artifact_lines(artifact: Any) -> list[tuple[str, str]]:
+    """What `inspect` tells, a line each: digests are for copying, so nothing is folded into a table."""
     manifest = artifact.manifest
     image, source = manifest.model.image, manifest.source
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # digests are for copying: never shortened
-    table.add_row("name", manifest.name)
-    table.add_row("digest", artifact.digest)
-    table.add_row("created", manifest.created_at.isoformat(timespec="seconds"))
-    table.add_row("generator", f"{manifest.model.generator}, {manifest.model.parameters:,} parameters")
-    table.add_row("images", f"{image.height} x {image.width} x {image.channels} uint8")
-    table.add_row("latents", f"{manifest.latent.dim} normals, {manifest.latent.sampler}")
-    table.add_row("labels", "none" if manifest.labels is None else ", ".join(manifest.labels))
-    table.add_row("source", f"run {source.run}, {source.checkpoint}, recipe {source.recipe}, data {source.dataset}")
-    for name, entry in sorted(manifest.files.items()):
-        table.add_row("file", f"{name}  {entry.bytes:,} bytes  sha256:{entry.sha256}")
-    for key, value in sorted(manifest.training.items()):
-        table.add_row("training", f"{key} = {value:.6g}")
-    table.add_row("versions", ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())))
-    return table
+    return [
+        ("name", manifest.name),
+        ("digest", artifact.digest),
+        ("created", manifest.created_at.isoformat(timespec="seconds")),
+        ("generator", f"{manifest.model.generator}, {manifest.model.parameters:,} parameters"),
+        ("images", f"{image.height} x {image.width} x {image.channels} uint8"),
+        ("latents", f"{manifest.latent.dim} normals, {manifest.latent.sampler}"),
+        ("labels", "none" if manifest.labels is None else ", ".join(manifest.labels)),
+        ("source", f"run {source.run}, {source.checkpoint}, recipe {source.recipe}, data {source.dataset}"),
+        *(
+            ("file", f"{name}  {entry.bytes:,} bytes  sha256:{entry.sha256}")
+            for name, entry in sorted(manifest.files.items())
+        ),
+        *(("training", f"{key} = {value:.6g}") for key, value in sorted(manifest.training.items())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))),
+    ]
 
 
 def _parity_table(artifact: Any) -> "Table":

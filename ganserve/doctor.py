@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import onnxruntime
-
 from ganserve import __version__, cpu
 from ganserve.artifact import find_artifact
-from ganserve.engine import CUDA, cuda_obstacle
 from ganserve.errors import ArtifactError, ConfigError, NoArtifactError
 from ganserve.settings import PREFIX, Settings
 
@@ -62,17 +59,24 @@ class Report:
 
 def examine() -> Report:
     """Looks at versions, providers, threads, settings and the artifact."""
-    checks = [*_versions(), *_providers()]
+    checks = [*_versions()]
     try:
         settings = Settings.from_env()
-        checks.append(Check(name="settings", status="ok", detail=f"{PREFIX}* variables are valid"))
     except ConfigError as err:
-        checks.append(Check(name="settings", status="fail", detail=str(err), hint=err.hint))
-        settings = Settings()
-    checks += [_threads(settings), _artifact(settings), _port()]
+        # What depends on the settings is left out: with other settings it would be about another server.
+        checks += [*_providers("auto"), Check(name="settings", status="fail", detail=str(err), hint=err.hint), _port()]
+        values = {name: os.environ.get(f"{PREFIX}{name.upper()}", "") for name in Settings.model_fields}
+    else:
+        ok = Check(name="settings", status="ok", detail=f"{PREFIX}* variables are valid")
+        checks += [*_providers(settings.device), ok, _threads(settings), _artifact(settings), _port()]
+        values = {name: _shown(getattr(settings, name)) for name in Settings.model_fields}
     listed = tuple(
-        (f"{PREFIX}{name.upper()}", str(getattr(settings, name)), f"{PREFIX}{name.upper()}" in os.environ)
-        for name in Settings.model_fields
+        (
+            f"{PREFIX}{name.upper()}",
+            "********" if name == "token" and value else value,
+            f"{PREFIX}{name.upper()}" in os.environ,
+        )
+        for name, value in values.items()
     )
     return Report(checks=tuple(checks), settings=listed)
 
@@ -100,9 +104,18 @@ def _versions() -> Iterator[Check]:
         )
 
 
-def _providers() -> Iterator[Check]:
+def _providers(device: str) -> Iterator[Check]:
     """A provider that the wheel was built with may not work here: only a session tells."""
+    try:
+        import onnxruntime  # here, because a broken installation of it is what a doctor is called for
+
+        from ganserve.engine import CUDA, cuda_obstacle
+    except Exception as err:  # a damaged extension module fails in many ways
+        hint = "pip install --force-reinstall onnxruntime-gpu"
+        yield Check(name="onnxruntime", status="fail", detail=f"cannot be imported: {err}", hint=hint)
+        return
     working: list[str] = []
+    obstacles: dict[str, str] = {}
     for provider in onnxruntime.get_available_providers():
         obstacle = cuda_obstacle() if provider in (CUDA, "TensorrtExecutionProvider") else None
         if obstacle is None:
@@ -117,13 +130,21 @@ def _providers() -> Iterator[Check]:
         if obstacle is None:
             working.append(provider)
         else:
-            yield Check(name=provider, status="ok", detail=f"built in, not usable here: {obstacle}")
+            obstacles[provider] = obstacle
     yield Check(
         name="providers",
         status="ok" if working else "fail",
         detail=f"sessions work with {', '.join(working) or 'nothing'}",
         hint=None if working else "pip install --force-reinstall onnxruntime-gpu",
     )
+    for provider, obstacle in obstacles.items():
+        asked_for = provider == CUDA and device == "cuda"
+        yield Check(
+            name=provider.removesuffix("ExecutionProvider").lower(),
+            status="fail" if asked_for else "ok",
+            detail=f"not usable here: {obstacle}",
+            hint=f"install the NVIDIA driver and ganserve[cuda], or set {PREFIX}DEVICE=auto" if asked_for else None,
+        )
 
 
 def _threads(settings: Settings) -> Check:
@@ -131,7 +152,7 @@ def _threads(settings: Settings) -> Check:
     threads = settings.threads or cpu.threads_per_worker(settings.workers)
     total = threads * settings.workers
     detail = (
-        f"{settings.workers} workers x {threads} threads on a quota of {quota:g} of {os.cpu_count()} cores "
+        f"workers x threads = {settings.workers} x {threads} on a quota of {quota:g} of {os.cpu_count()} cores "
         f"(OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')})"
     )
     if total > max(1.0, quota):
@@ -157,7 +178,10 @@ def _artifact(settings: Settings) -> Check:
 
 
 def _port() -> Check:
-    port = int(os.environ.get("BENTOML_PORT", "3000"))
+    text = os.environ.get("BENTOML_PORT", "3000")
+    port = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else -1
+    if not 0 <= port < 65536:
+        return Check(name="port", status="fail", detail=f"BENTOML_PORT must be a port number, got {text[:64]!r}")
     with socket.socket() as probe:
         if sys.platform != "win32":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no obstacle
@@ -171,6 +195,10 @@ def _port() -> Check:
                 hint="bentoml serve --port 3001",
             )
     return Check(name="port", status="ok", detail=f"127.0.0.1:{port} is free")
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _version(package: str) -> str | None:

@@ -1,11 +1,13 @@
 """Images by the million: a sheet, a labelled data set or a folder of PNGs, streamed in constant memory."""
 
+import contextlib
+import errno
 import itertools
 import shutil
 import tempfile
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +45,12 @@ class Plan:
 
 
 class Chunk(NamedTuple):
-    """Consecutive images: the first one's index, pixels uint8 [N, H, W, C], labels int64 [N] or None."""
+    """Consecutive images: the first one's index, pixels uint8 [N, H, W, C], labels int64 [N] or None, maybe N PNGs."""
 
     start: int
     pixels: Pixels
     labels: Labels | None
+    pngs: list[bytes]
 
 
 def parse_labels(text: str | None, num_classes: int | None) -> tuple[int, ...] | None:
@@ -74,7 +77,9 @@ def parse_labels(text: str | None, num_classes: int | None) -> tuple[int, ...] |
     return tuple(labels)
 
 
-def write(engine: Engine, plan: Plan, out: Path, *, workers: int = 1, on_rows: Callable[[int], None]) -> None:
+def write(
+    engine: Engine, plan: Plan, out: Path, *, workers: int = 1, replace: bool = False, on_rows: Callable[[int], None]
+) -> None:
     """Writes the images in the form that `out` names: `.png` a sheet, `.npz` a data set, anything else a folder.
 
     Args:
@@ -82,39 +87,59 @@ def write(engine: Engine, plan: Plan, out: Path, *, workers: int = 1, on_rows: C
         plan: which images.
         out: appears when it is complete, and not at all otherwise.
         workers: calls of the engine that may run side by side.
+        replace: whether a file that is there gives way. A folder never does.
         on_rows: hears of rows as they are done.
 
     Raises:
-        ConfigError: too many images for a sheet, or `out` is there already (a folder) or cannot be written.
+        ConfigError: too many images for a sheet, or `out` is there already or cannot be written.
         InferenceError: the session failed.
     """
-    chunks = _chunks(engine, plan, workers, on_rows)
-    try:
+    _check_out(out, plan, replace=replace)
+    with (
+        contextlib.closing(_chunks(engine, plan, workers, on_rows, as_png=not out.suffix)) as chunks,
+        _named_errors(out),
+    ):
         if out.suffix == ".png":
-            if plan.count > MAX_SHEET_IMAGES:
-                raise ConfigError(
-                    f"a sheet holds at most {MAX_SHEET_IMAGES:,} images, got {plan.count:,}",
-                    hint="write a data set: --out digits.npz",
-                )
             columns = len(plan.labels) if plan.labels and 1 < len(plan.labels) <= plan.count else None
             pixels = np.concatenate([chunk.pixels for chunk in chunks])
             atomic.write_file(out, imaging.encode_png(imaging.contact_sheet(pixels, columns=columns)))
         elif out.suffix == ".npz":
             with atomic.open_file(out) as file:
                 _write_npz(file, chunks, plan, engine.manifest.pixel_shape)
-        elif out.suffix:
-            raise ConfigError(f"--out must be a .png, a .npz or a folder, got {out}")
         else:
-            with atomic.directory(out) as folder:
+            with atomic.directory(out, durable=False) as folder:
                 _write_pngs(folder, chunks)
-    except FileExistsError as err:
-        raise ConfigError(f"{out} exists already", hint="choose another --out") from err
+
+
+def _check_out(out: Path, plan: Plan, *, replace: bool) -> None:
+    """What can be known before the work."""
+    if out.suffix not in ("", ".png", ".npz"):
+        raise ConfigError(f"--out must be a .png, a .npz or a folder, got {out}")
+    if out.suffix == ".png" and plan.count > MAX_SHEET_IMAGES:
+        raise ConfigError(
+            f"a sheet holds at most {MAX_SHEET_IMAGES:,} images, got {plan.count:,}",
+            hint="write a data set: --out digits.npz",
+        )
+    if out.is_dir() or (out.exists() and not out.suffix):
+        raise ConfigError(f"{out} exists already, and a folder is never replaced", hint="choose another --out")
+    if out.exists() and not replace:
+        raise ConfigError(f"{out} exists already", hint="pass --force to replace it, or choose another --out")
+    with _named_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _named_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as err:
-        message = f"cannot write {out}: {err.strerror or err}"
-        raise ConfigError(message, hint="free space, or choose another --out") from err
+        hint = "make room, or choose another --out" if err.errno == errno.ENOSPC else "choose another --out"
+        raise ConfigError(f"cannot write {out}: {err.strerror or err}", hint=hint) from err
 
 
-def _chunks(engine: Engine, plan: Plan, workers: int, on_rows: Callable[[int], None]) -> Iterator[Chunk]:
+def _chunks(
+    engine: Engine, plan: Plan, workers: int, on_rows: Callable[[int], None], *, as_png: bool
+) -> Generator[Chunk, None, None]:
     """The images in order, a few chunks ahead of whoever writes them."""
 
     def make(start: int) -> Chunk:
@@ -125,7 +150,8 @@ def _chunks(engine: Engine, plan: Plan, workers: int, on_rows: Callable[[int], N
         )
         if plan.labels is not None:
             labels = np.array(plan.labels, dtype=np.int64)[np.arange(start, start + count) % len(plan.labels)]
-        return Chunk(start, engine.run(rows, labels), labels)
+        pixels = engine.run(rows, labels)
+        return Chunk(start, pixels, labels, [imaging.encode_png(image) for image in pixels] if as_png else [])
 
     ahead: deque[Future[Chunk]] = deque()
     starts = iter(range(0, plan.count, CHUNK_ROWS))
@@ -169,9 +195,9 @@ def _member(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tu
 def _write_pngs(folder: Path, chunks: Iterator[Chunk]) -> None:
     """`00000042-7.png`: the image's index and its label."""
     for chunk in chunks:
-        for offset, pixels in enumerate(chunk.pixels):
+        for offset, png in enumerate(chunk.pngs):
             label = "" if chunk.labels is None else f"-{chunk.labels[offset]}"
-            (folder / f"{chunk.start + offset:08d}{label}.png").write_bytes(imaging.encode_png(pixels))
+            (folder / f"{chunk.start + offset:08d}{label}.png").write_bytes(png)
 
 
 def _is_number(text: str) -> bool:

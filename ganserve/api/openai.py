@@ -161,13 +161,15 @@ def spellings(names: tuple[str, ...]) -> Mapping[str, int]:
     Args:
         names: of the classes, by label.
     """
-    spelled: dict[str, set[int]] = {}
+    exact: dict[str, set[int]] = {}
+    folded: dict[str, set[int]] = {}
     for label, name in enumerate(names):
-        spelled.setdefault(_normal(name), set()).add(label)
-        spelled.setdefault(_normal(name).casefold(), set()).add(label)
+        exact.setdefault(_normal(name), set()).add(label)
+        folded.setdefault(_normal(name).casefold(), set()).add(label)
     if names == DIGITS:
-        spelled |= {word: {label} for label, word in enumerate(WORDS)}
-    return {text: next(iter(labels)) for text, labels in spelled.items() if len(labels) == 1}
+        folded |= {word: {label} for label, word in enumerate(WORDS)}
+    # Exact spellings win: where "A" and "a" are two classes, each is still called by its own name.
+    return {text: next(iter(labels)) for text, labels in (folded | exact).items() if len(labels) == 1}
 
 
 def _labels(prompt: Any, context: Context, *, max_digits: int) -> Labels:
@@ -186,7 +188,7 @@ def _labels(prompt: Any, context: Context, *, max_digits: int) -> Labels:
     for spelling in (text, text.casefold()):
         if spelling in label_of:
             return np.array([label_of[spelling]], dtype=np.int64)
-    written = [label_of.get(character, -1) for character in text]
+    written = [label_of.get(character, label_of.get(character.casefold(), -1)) for character in text]
     if not written or -1 in written:
         raise InvalidRequestError(
             f"prompt must be {_accepted(names)}; got {prompt[:64]!r}{'...' if len(prompt) > 64 else ''}",

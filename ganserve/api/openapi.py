@@ -98,8 +98,8 @@ def _native(context: Context) -> dict[str, Any]:
     rows = _array(_latent(context), 1, settings.max_request_rows)
     if manifest.num_classes is None:
         bodies = [
-            _object("Images of a seed", {"n": _nullable(count), **common}, required=[]),
-            _object("Images of latents", {"latents": rows, **unseeded}, required=["latents"]),
+            _object("Images of a seed", {"n": _nullable(count), "labels": _NULL, **common}, required=[]),
+            _object("Images of latents", {"latents": rows, "labels": _NULL, **unseeded}, required=["latents"]),
         ]
     else:
         label = _label(context)
@@ -219,7 +219,7 @@ def _interpolate(context: Context) -> dict[str, Any]:
                 }
             ),
         },
-        **({"label": _label(context)} if conditional else {}),
+        "label": _label(context) if conditional else _NULL,
     }
     truncation = _nullable({"type": "number", "minimum": 0, "maximum": native.MAX_TRUNCATION, "default": 1})
     also = ["label"] if conditional else []
@@ -230,7 +230,9 @@ def _interpolate(context: Context) -> dict[str, Any]:
             required=["seeds", *also],
         ),
         _object(
-            "Between two latents", {"latents": _array(_latent(context), 2, 2), **common}, required=["latents", *also]
+            "Between two latents",
+            {"latents": _array(_latent(context), 2, 2), "seeds": _NULL, "truncation": _NULL, **common},
+            required=["latents", *also],
         ),
     ]
     operation = {

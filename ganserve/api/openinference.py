@@ -166,7 +166,7 @@ def repository_index(request: Request, context: Context) -> Response:
         InvalidRequestError: a body that is not `{"ready": boolean}`.
     """
     fields = parse_json_object(request.body) if request.body else {}
-    if not fields.keys() <= {"ready"} or not isinstance(fields.get("ready") or False, bool):
+    if not fields.keys() <= {"ready"} or not isinstance(fields.get("ready"), bool | None):
         raise InvalidRequestError('send no body, or {"ready": true}')
     name = context.engine.manifest.name
     return json_response([{"name": name, "version": MODEL_VERSION, "state": "READY", "reason": ""}])

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from exporters.torchscript_export import METADATA_FILE
 from ganserve import imaging
 from ganserve.artifact import CARD, GOLDEN, ONNX, SAMPLES, TORCHSCRIPT, open_artifact
 from ganserve.engine import Engine
-from ganserve.errors import ArtifactError, CheckpointError, ParityError
+from ganserve.errors import ArtifactError, CheckpointError, ExportError, ParityError
 from tests.runs import make_checkpoint
 from training.checkpoint import load_generator
 
@@ -169,6 +170,35 @@ def test_existing_artifact_is_kept(artifact_path: Path, checkpoint: Path) -> Non
     with pytest.raises(ArtifactError, match="exists already"):
         build_artifact(checkpoint, artifact_path, run_name="run")
     assert open_artifact(artifact_path).digest == before
+
+
+def test_only_artifacts_are_replaced(artifact_path: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """--force replaces an artifact, damaged or not, and nothing that has anything else in it."""
+    web = tmp_path / "web"
+    (web / "src").mkdir(parents=True)
+    (web / "manifest.json").write_text('{"name": "PWA"}')
+    (web / "src" / "important.txt").write_text("precious")
+    with pytest.raises(ArtifactError, match="not an artifact and will not be replaced"):
+        build_artifact(checkpoint, web, run_name="run", replace=True)
+    assert (web / "src" / "important.txt").read_text() == "precious"
+
+    mine = tmp_path / "mine"
+    shutil.copytree(artifact_path, mine)
+    (mine / ONNX).write_bytes(b"damaged")
+    (mine / "notes.txt").write_text("precious")
+    with pytest.raises(ArtifactError, match="not an artifact and will not be replaced"):
+        build_artifact(checkpoint, mine, run_name="run", replace=True)
+    (mine / "notes.txt").unlink()
+    build_artifact(checkpoint, mine, run_name="run", replace=True).verify()
+
+
+def test_names_are_checked_before_the_work(checkpoint: Path, tmp_path: Path) -> None:
+    """A name that no URL would like is an error with an example; one made of a data set's is always good."""
+    with pytest.raises(ExportError, match="up to 64 letters") as caught:
+        build_artifact(checkpoint, tmp_path / "artifact", run_name="run", name="bad name")
+    assert caught.value.hint == "--name digits"
+    names = {"mnist": "mnist", "my data": "my-data", "_x": "x", "数字": "digits", "a" * 80: "a" * 64}
+    assert {dataset: build_module.default_name(dataset) for dataset in names} == names
 
 
 def test_damaged_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_inspect_is_table_and_json(tmp_path: Path) -> None:
     """`inspect` shows digests whole, and as JSON gives the manifest."""
     artifact = make_artifact(tmp_path / "digits")
     shown = run("inspect", "digits", cwd=tmp_path)
-    assert artifact.digest in shown.stdout.replace("\n", "").replace(" ", "")
+    assert f"digest     {artifact.digest}\n" in shown.stdout
     document = json.loads(run("inspect", "digits", "--json", cwd=tmp_path).stdout)
     assert document["digest"] == artifact.digest
     assert document["manifest"]["name"] == "mnist"
@@ -121,3 +121,25 @@ def test_doctor_exit_code(tmp_path: Path) -> None:
     ill = run("doctor", "--json", cwd=tmp_path, GANSERVE_WORKERS="none")
     assert ill.returncode == 1
     assert json.loads(ill.stdout)["healthy"] is False
+
+
+def test_debug_may_stand_anywhere(tmp_path: Path) -> None:
+    """--debug shows the traceback also when it is appended to the command that failed."""
+    assert "Traceback" in run("inspect", "--debug", cwd=tmp_path).stderr
+
+
+def test_any_terminal_will_do(tmp_path: Path) -> None:
+    """An output that knows ASCII only gets question marks for ticks, not a traceback."""
+    for arguments in (["doctor"], ["--help"]):
+        shown = run(*arguments, cwd=tmp_path, PYTHONIOENCODING="ascii")
+        assert shown.returncode == 0, shown.stderr
+
+
+def test_environment_names_the_artifact(tmp_path: Path) -> None:
+    """GANSERVE_ARTIFACT is what `sample` and `inspect` take, as the server does; an argument goes before it."""
+    for name in ("one", "two"):
+        make_artifact(tmp_path / name, name=name)
+    shown = json.loads(run("inspect", "--json", cwd=tmp_path, GANSERVE_ARTIFACT="one").stdout)
+    assert shown["name"] == "one"
+    shown = json.loads(run("inspect", "two", "--json", cwd=tmp_path, GANSERVE_ARTIFACT="one").stdout)
+    assert shown["name"] == "two"

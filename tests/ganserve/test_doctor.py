@@ -1,8 +1,9 @@
+import sys
 from pathlib import Path
 
 import pytest
 
-from ganserve import doctor
+from ganserve import doctor, engine
 from tests.artifacts import make_artifact
 
 
@@ -82,7 +83,7 @@ def test_more_threads_than_cores_are_a_warning(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("GANSERVE_THREADS", "2")
     check = find(doctor.examine(), "threads")
     assert check.status == "warn"
-    assert "2 workers" in check.detail
+    assert "2 x 2" in check.detail
 
 
 def test_settings_say_where_they_are_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,3 +92,51 @@ def test_settings_say_where_they_are_from(monkeypatch: pytest.MonkeyPatch) -> No
     listed = doctor.examine().to_dict()["settings"]
     assert listed["GANSERVE_MAX_BATCH_ROWS"] == {"value": "64", "from_environment": True}
     assert listed["GANSERVE_DEVICE"] == {"value": "auto", "from_environment": False}
+
+
+def test_broken_runtime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An onnxruntime that cannot be imported is a failure with the command that mends it, not a traceback."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    report = doctor.examine()
+    check = find(report, "onnxruntime")
+    assert check.status == "fail"
+    assert check.hint is not None
+    assert "--force-reinstall" in check.hint
+
+
+def test_cuda_that_was_asked_for_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With GANSERVE_DEVICE=cuda the server would refuse to start without it, so the doctor fails too."""
+    monkeypatch.setenv("GANSERVE_DEVICE", "cuda")
+    monkeypatch.setattr(engine, "cuda_obstacle", lambda: "libcuda.so.1 is not on this machine")
+    report = doctor.examine()
+    assert find(report, "cuda").status == "fail"
+    monkeypatch.setenv("GANSERVE_DEVICE", "auto")
+    assert find(doctor.examine(), "cuda").status == "ok"
+
+
+@pytest.mark.parametrize("port", ["abc", "", "99999", "-1", "٣"])
+def test_nonsense_port_is_told(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    """A BENTOML_PORT that is no port is a failure that shows it."""
+    monkeypatch.setenv("BENTOML_PORT", port)
+    check = find(doctor.examine(), "port")
+    assert check.status == "fail"
+    assert repr(port) in check.detail
+
+
+def test_wrong_settings_do_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one wrong setting, the others are shown as they are given, and nothing is told of another server."""
+    monkeypatch.setenv("GANSERVE_WORKERS", "0")
+    monkeypatch.setenv("GANSERVE_ARTIFACT", "/x")
+    report = doctor.examine()
+    shown = report.to_dict()["settings"]
+    assert shown["GANSERVE_WORKERS"] == {"value": "0", "from_environment": True}
+    assert shown["GANSERVE_ARTIFACT"] == {"value": "/x", "from_environment": True}
+    assert "artifact" not in {check.name for check in report.checks}
+
+
+def test_token_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token is not printed, right or wrong."""
+    for workers in ("1", "0"):
+        monkeypatch.setenv("GANSERVE_WORKERS", workers)
+        monkeypatch.setenv("GANSERVE_TOKEN", "correct-horse-battery")
+        assert "horse" not in str(doctor.examine().to_dict())

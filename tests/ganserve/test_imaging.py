@@ -56,6 +56,56 @@ def test_views_are_encoded_as_what_they_show():
     assert (decoded(imaging.encode_png(view)) == view).all()
 
 
+def frames(gif: bytes) -> tuple[np.ndarray, list[int]]:
+    """What Pillow reads of an animation: every frame as RGB, and how long each is shown."""
+    with Image.open(io.BytesIO(gif)) as image:
+        assert image.format == "GIF"
+        assert image.info["loop"] == 0
+        read, durations = [], []
+        for index in range(image.n_frames):
+            image.seek(index)
+            read.append(np.asarray(image.convert("RGB")))
+            durations.append(image.info["duration"])
+        return np.stack(read), durations
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28, 1), (9, 28, 28, 1), (3, 1, 300, 1), (2, 257, 3, 1)])
+def test_gif_frames_are_the_pixels(shape):
+    """Every frame of a greyscale animation is exactly its pixels, shown for its time, without end."""
+    pixels = _noise(*shape)
+    read, durations = frames(imaging.encode_gif(pixels, duration_ms=70))
+    assert (read == pixels).all()  # the three channels of each are the one of ours
+    assert durations == [70] * len(pixels)
+
+
+def test_gif_has_every_grey_level():
+    """All 256 grey levels come back as they are."""
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    assert (frames(imaging.encode_gif(pixels, duration_ms=20))[0] == pixels).all()
+
+
+def test_gif_keeps_equal_frames():
+    """Equal neighbours are frames of their own: n images are n frames."""
+    pixels = np.repeat(_noise(2, 8, 8, 1), 3, axis=0)
+    read, durations = frames(imaging.encode_gif(pixels, duration_ms=10_000))
+    assert (read == pixels).all()
+    assert durations == [10_000] * 6
+
+
+def test_gif_of_colours():
+    """RGB comes back where a frame has few colours, each frame with its own."""
+    pixels = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    pixels[0, :2], pixels[0, 2:] = (255, 0, 0), (0, 0, 255)
+    pixels[1, :2], pixels[1, 2:] = (0, 255, 0), (9, 99, 199)
+    assert (frames(imaging.encode_gif(pixels, duration_ms=50))[0] == pixels).all()
+
+
+def test_same_pixels_are_the_same_gif():
+    """Nothing of the time or the machine is in an animation."""
+    pixels = _noise(3, 28, 28, 1)
+    assert imaging.encode_gif(pixels, duration_ms=50) == imaging.encode_gif(pixels.copy(), duration_ms=50)
+
+
 def test_contact_sheet_puts_images_in_rows_from_the_top_left():
     """Five images in three columns: each at its place, gaps around all, the sixth place empty."""
     images = _noise(5, 4, 6, 1)

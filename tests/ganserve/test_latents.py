@@ -200,3 +200,123 @@ def test_out_of_range_is_a_bug_in_the_caller(arguments):
     """An argument out of its range is refused before anything is drawn."""
     with pytest.raises(ValueError, match="out of range"):
         latents.draw(**({"seed": 0, "count": 1, "latent_dim": 4} | arguments))
+
+
+# Around the origin from one latent to another.
+
+
+def _vector(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
+def _sines(start: np.ndarray, end: np.ndarray, share: float) -> np.ndarray:
+    """Shoemake's formula for unit vectors, as it is printed."""
+    angle = math.acos(float(start @ end))
+    return (math.sin((1 - share) * angle) * start + math.sin(share * angle) * end) / math.sin(angle)
+
+
+def test_slerp_ends_are_exact():
+    """The first and the last latent are the ends, bit for bit, for every number of steps."""
+    rows, _ = latents.draw(3, 2, 100)
+    for count in (2, 3, 17):
+        way = latents.slerp(rows[0], rows[1], count)
+        assert way.shape == (count, 100)
+        assert way.dtype == np.float32
+        assert (way[0] == rows[0]).all()
+        assert (way[-1] == rows[1]).all()
+
+
+def test_slerp_of_orthogonal_unit_vectors():
+    """A quarter circle in three steps of 30 degrees; its middle is (1, 1) / sqrt(2)."""
+    third, half = math.radians(30), math.sqrt(0.5)
+    expected = [(1, 0), (math.cos(third), math.sin(third)), (math.sin(third), math.cos(third)), (0, 1)]
+    assert latents.slerp(_vector(1, 0), _vector(0, 1), 4) == pytest.approx(np.array(expected), abs=1e-7)
+    assert latents.slerp(_vector(1, 0), _vector(0, 1), 3)[1] == pytest.approx([half, half])
+
+
+def test_slerp_of_unit_vectors_is_shoemakes():
+    """Between unit vectors it is the formula of the paper."""
+    rows = latents.draw(5, 2, 64)[0].astype(np.float64)
+    start, end = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    way = latents.slerp(start.astype(np.float32), end.astype(np.float32), 9)
+    for index, row in enumerate(way):
+        assert row == pytest.approx(_sines(start, end, index / 8), abs=1e-6)
+
+
+def test_slerp_norm_is_linear():
+    """The norm goes evenly from one end's to the other's, whatever the direction does."""
+    way = latents.slerp(_vector(1, 0, 0), _vector(0, 0, 3), 5)
+    assert np.linalg.norm(way, axis=1) == pytest.approx([1, 1.5, 2, 2.5, 3])
+    angles = np.degrees(np.arctan2(way[:, 2], way[:, 0]))
+    assert angles == pytest.approx([0, 22.5, 45, 67.5, 90])
+
+
+def test_slerp_stays_where_normals_are():
+    """The middle of two latents of 100 dimensions is as far from the origin as they are; a straight line's is not."""
+    rows, _ = latents.draw(7, 2, 100)
+    norms = np.linalg.norm(rows, axis=1)
+    assert np.linalg.norm(latents.slerp(rows[0], rows[1], 3)[1]) == pytest.approx(norms.mean())
+    assert np.linalg.norm(rows.mean(axis=0)) < 0.8 * norms.mean()
+
+
+def test_slerp_of_one_direction_is_a_line():
+    """Ends of one direction, equal ones among them, differ in norm only."""
+    way = latents.slerp(_vector(3, 4), _vector(9, 12), 3)
+    assert way == pytest.approx(np.array([(3, 4), (6, 8), (9, 12)]))
+    assert (latents.slerp(_vector(3, 4), _vector(3, 4), 4) == _vector(3, 4)).all()
+
+
+def test_slerp_of_opposite_ends():
+    """Opposite ends go half a circle, through the axis that they have the least of, and keep their norm."""
+    way = latents.slerp(_vector(3, 4), _vector(-3, -4), 3)
+    assert way == pytest.approx(np.array([(3, 4), (4, -3), (-3, -4)]), abs=1e-6)
+
+
+def test_slerp_of_opposite_ends_in_one_dimension():
+    """In one dimension the only way is through the origin."""
+    assert latents.slerp(_vector(2), _vector(-2), 3).ravel() == pytest.approx([2, 0, -2], abs=1e-6)
+
+
+def test_slerp_from_the_origin():
+    """A zero vector takes the other's direction; two of them stay where they are."""
+    zero = _vector(0, 0)
+    assert latents.slerp(zero, _vector(2, 4), 3) == pytest.approx(np.array([(0, 0), (1, 2), (2, 4)]))
+    assert latents.slerp(_vector(2, 4), zero, 3) == pytest.approx(np.array([(2, 4), (1, 2), (0, 0)]))
+    assert (latents.slerp(zero, zero, 5) == 0).all()
+
+
+@pytest.mark.parametrize("tilt", [0.0, 1e-30, 1e-12, 1e-8, 1e-7, 1e-4])
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_slerp_near_the_limits(tilt, side):
+    """However near to parallel or opposite the ends are, every step is as long as the others and none is lost."""
+    start, end = _vector(1, 0, 0), _vector(side, tilt, 0)
+    way = latents.slerp(start, end, 9).astype(np.float64)
+    assert np.linalg.norm(way, axis=1) == pytest.approx(np.ones(9))
+    steps = np.linalg.norm(np.diff(way, axis=0), axis=1)
+    assert steps == pytest.approx(np.full(8, steps.mean()), rel=1e-3, abs=2e-7)
+
+
+def test_slerp_is_finite():
+    """Between any two finite ends everything is finite, also where the way would lead beyond float32."""
+    largest = np.finfo(np.float32).max
+    for start, end in (
+        (np.full(64, largest), np.full(64, -largest)),
+        (np.full(64, largest), np.zeros(64)),
+        (np.full(64, 1e-45), np.full(64, -largest)),
+    ):
+        assert np.isfinite(latents.slerp(start.astype(np.float32), end.astype(np.float32), 7)).all()
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "count"),
+    [
+        (_vector(1), _vector(2), 1),
+        (_vector(1), _vector(2, 3), 2),
+        (_vector(), _vector(), 2),
+        (_vector(1)[None], _vector(2)[None], 2),
+    ],
+)
+def test_slerp_out_of_range_is_a_bug_in_the_caller(start, end, count):
+    """Fewer than two steps, or ends that are not two vectors of one length, are a ValueError."""
+    with pytest.raises(ValueError, match="out of range"):
+        latents.slerp(start, end, count)

@@ -172,10 +172,30 @@ def test_failure_leaves_nothing(engine: Engine, tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_directory_is_named(engine: Engine, tmp_path: Path) -> None:
-    """An --out in a directory that is not there is an error that names it."""
-    with pytest.raises(ConfigError, match=r"cannot write .*nowhere/x\.npz"):
-        write(engine, Plan(count=1, seed=0, labels=None), tmp_path / "nowhere" / "x.npz", on_rows=ignore)
+def test_missing_directories_are_made(engine: Engine, tmp_path: Path) -> None:
+    """An --out in a directory that is not there makes it; where it cannot, the error names the file."""
+    plan = Plan(count=1, seed=0, labels=None)
+    write(engine, plan, tmp_path / "new" / "x.npz", on_rows=ignore)
+    assert (tmp_path / "new" / "x.npz").is_file()
+    with pytest.raises(ConfigError, match=r"cannot write .*x\.npz/y\.npz"):
+        write(engine, plan, tmp_path / "new" / "x.npz" / "y.npz", on_rows=ignore)
+
+
+def test_files_are_replaced_only_when_asked(engine: Engine, tmp_path: Path) -> None:
+    """A data set that is there stays, unless it was to be replaced; and that is known before the work."""
+    out = tmp_path / "x.npz"
+    out.write_bytes(b"hours of work")
+    heard: list[int] = []
+    plan = Plan(count=1, seed=0, labels=None)
+    with pytest.raises(ConfigError, match="exists already") as caught:
+        write(engine, plan, out, on_rows=heard.append)
+    assert caught.value.hint is not None
+    assert "--force" in caught.value.hint
+    assert (out.read_bytes(), heard) == (b"hours of work", [])
+    write(engine, plan, out, replace=True, on_rows=heard.append)
+    assert heard == [1]
+    with pytest.raises(ConfigError, match="never replaced"):
+        write(engine, plan, tmp_path, replace=True, on_rows=heard.append)
 
 
 def test_unknown_suffix_is_refused(engine: Engine, tmp_path: Path) -> None:
@@ -202,7 +222,7 @@ def test_chunks_do_not_run_away(engine: Engine, tmp_path: Path) -> None:
             made.append(len(latents))
             return engine.run(latents, labels)
 
-    chunks = sampling._chunks(Counting(), Plan(count=50 * CHUNK_ROWS, seed=0, labels=None), 2, ignore)  # type: ignore[arg-type]  # all that it needs of an engine
+    chunks = sampling._chunks(Counting(), Plan(count=50 * CHUNK_ROWS, seed=0, labels=None), 2, ignore, as_png=False)  # type: ignore[arg-type]  # all that it needs of an engine
     next(chunks)
     assert len(made) <= 4  # the one taken, and three ahead of it
     chunks.close()
