@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export BENTOML_DO_NOT_TRACK ?= True
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench clean
+.PHONY: help run test clients check bench clean
 
 help:  ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -23,6 +23,8 @@ run: $(VENV)/installed-train  ## train (or go on training), export with proof, a
 
 test: $(VENV)/installed-dev  ## the whole test suite
 	$(BIN)/python -m pytest
+
+clients: $(VENV)/clients/kserve/installed $(VENV)/clients/mlserver/installed  ## other servers' clients, which `test` tries then
 
 check: $(VENV)/installed-dev  ## ruff, mypy strict, import contracts
 	$(BIN)/ruff check .
@@ -51,4 +53,9 @@ $(VENV)/installed-train: pyproject.toml | $(VENV)/made
 
 $(VENV)/installed-dev: $(VENV)/installed-train
 	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/clients/%/installed: pyproject.toml | $(VENV)/made
+	$(PYTHON) -m venv $(VENV)/clients/$*
+	$(BIN)/python -m pip --python $(VENV)/clients/$*/bin/python install --quiet --group client-$*
 	@touch $@

@@ -6,7 +6,7 @@
     ├── TrainingError
     │   ├── RunError               no such run, or it cannot be used as asked
     │   ├── CheckpointError        a checkpoint is missing or damaged
-    │   └── TrainingDivergedError  a loss or gradient is not finite
+    │   └── TrainingDivergedError  a loss, gradient or weight is not finite
     ├── ExportError
     │   └── ParityError            what was written does not compute what PyTorch computes
     ├── ArtifactError              an artifact is missing, damaged or not servable
@@ -62,12 +62,12 @@ class CheckpointError(TrainingError):
 
 
 class TrainingDivergedError(TrainingError):
-    """A loss or gradient is not finite; nothing was updated with it."""
+    """A loss or gradient is not finite, and nothing was updated with it; or a weight is, and nothing was saved."""
 
     def __init__(self, *, step: int, quantity: str, value: float) -> None:
         super().__init__(
             f"training diverged at step {step}: {quantity} is {value}",
-            hint="lower optimizer.lr, or resume from the last checkpoint with another seed",
+            hint="start another run with a lower optimizer.lr; this one keeps its checkpoints",
         )
         self.step = step
         self.quantity = quantity

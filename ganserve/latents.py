@@ -89,7 +89,7 @@ def slerp(start: npt.NDArray[np.float32], end: npt.NDArray[np.float32], count: i
         count: latents, >= 2, both ends among them.
 
     Returns:
-        float32 [count, latent_dim], finite: `start` first and `end` last, bit for bit; between them computed in float64.
+        float32 [count, latent_dim], finite: first `start` and last `end`, bit for bit; between them made in float64.
 
     Raises:
         ValueError: a bug in the caller: fewer than two, or ends that are not two vectors of one length.

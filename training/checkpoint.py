@@ -71,8 +71,13 @@ class TrainedGenerator:
 
 
 def checkpoint_name(step: int) -> str:
-    """Names sort as their steps do."""
+    """Names sort as their steps do, up to the hundred millionth; `checkpoint_step` is for sorting them all."""
     return f"step-{step:08d}"
+
+
+def checkpoint_step(name: str) -> int:
+    """The step that `checkpoint_name` made the name of."""
+    return int(name.removeprefix("step-"))
 
 
 def save_checkpoint(
@@ -206,15 +211,22 @@ def _read(path: Path) -> tuple[CheckpointState, dict[str, bytes]]:
             seconds=content["seconds"],
             metrics=content["metrics"],
             config=from_dict(content["config"]),
-            dataset=DatasetFacts(**content["dataset"]),
+            dataset=_facts(content["dataset"]),
             environment=content["environment"],
             digests={name: entry["sha256"] for name, entry in content["files"].items()},
         )
     except ConfigError as err:
         raise CheckpointError(f"checkpoint {path} is of another version of ganserve: {err}") from err
-    except (ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise CheckpointError(f"checkpoint {path} is damaged: {STATE_FILE} is not what it should be: {err}") from err
     return state, files
+
+
+def _facts(stated: Mapping[str, Any]) -> DatasetFacts:
+    known = dict(stated)
+    if "num_classes" in known:  # until labels were mapped, a class was called by its number
+        known["class_names"] = map(str, range(known.pop("num_classes")))
+    return DatasetFacts(**known | {"class_names": tuple(known["class_names"])})
 
 
 def _read_bytes(path: Path, name: str) -> bytes:

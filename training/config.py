@@ -23,6 +23,7 @@ VALUE_RANGES: Final = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 NORMS: Final = ("batch", "none")
 PLAYERS: Final = ("discriminator", "generator")
 SEED_MAX: Final = 2**63 - 1  # what both TOML and torch hold
+_LIKE: Final = 0.6  # of difflib's 0 to 1: from here on two names are a slip of each other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,7 +248,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainingCon
         known = list(list_recipes())
         missing = ConfigError(
             f"there is no recipe {name_or_path!r}; there are {', '.join(known)}, or give the path of a .toml file",
-            hint=f"did you mean {_nearest(name_or_path, known)}?",
+            hint=_did_you_mean(name_or_path, known),
         )
     if not file.is_file():
         raise missing
@@ -280,8 +281,10 @@ def from_dict(mapping: Mapping[str, Any]) -> TrainingConfig:
     """The configuration that a nested mapping describes; what it does not mention has its default.
 
     Raises:
-        ConfigError: a key or value that is wrong; the message names the dotted key.
+        ConfigError: no mapping, or a key or value that is wrong; the message names the dotted key.
     """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"a configuration is a group of settings, got {type(mapping).__name__}")
     config: TrainingConfig = _build(TrainingConfig, mapping, "")
     return config
 
@@ -388,18 +391,22 @@ def _unknown_key(key: str) -> ConfigError:
     members = [name for name in known if name.startswith(f"{key}.")]
     if members:
         return ConfigError(f"{key} is a group of settings", hint=f"set one of {', '.join(members)}")
-    return ConfigError(f"there is no setting {key!r}", hint=f"did you mean {_nearest(key, list(known))}?")
+    hint = _did_you_mean(key, list(known)) or "ganserve train --dry-run prints every setting"
+    return ConfigError(f"there is no setting {key!r}", hint=hint)
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    """The known name most like `name`, compared as a whole and by its last part (`lr` is optimizer.lr)."""
+def _did_you_mean(name: str, known: Sequence[str]) -> str | None:
+    """The known name most like `name`, compared as a whole and by its last part (`lr` is optimizer.lr); None if no
+    name is much like it.
+    """
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, name, candidate).ratio()
         last = difflib.SequenceMatcher(None, name.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
         return max(whole, 0.9 * last + 0.1 * whole)
 
-    return max(known, key=likeness)
+    nearest = max(known, key=likeness)
+    return f"did you mean {nearest}?" if likeness(nearest) >= _LIKE else None
 
 
 def _type_name(hint: Any) -> str:
@@ -412,7 +419,7 @@ def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ConfigError(
             f"{key} must be one of {', '.join(allowed)}, got {value!r}",
-            hint=f"did you mean {_nearest(value, allowed)}?",
+            hint=_did_you_mean(value, allowed),
         )
 
 
@@ -420,7 +427,8 @@ def _between(key: str, value: float, low: float, high: float, *, above: bool = F
     """`low <= value <= high`, strictly above `low` or below `high` where asked."""
     if not (low <= value <= high) or (above and value == low) or (below and value == high):
         opening, closing = "(" if above else "[", ")" if below else "]"
-        raise ConfigError(f"{key} must be in {opening}{low:g}, {high:g}{closing}, got {value}")
+        ends = ", ".join(str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
+        raise ConfigError(f"{key} must be in {opening}{ends}{closing}, got {value}")
 
 
 def _recipe_folder() -> Traversable:

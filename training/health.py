@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ganserve.errors import TrainingDivergedError
 
@@ -40,3 +40,20 @@ class Watch:
             if not math.isfinite(value):
                 raise TrainingDivergedError(step=int(step), quantity=name, value=value)
         return dict(zip(self._names, values, strict=True))
+
+
+def check_weights(step: int, networks: Mapping[str, nn.Module]) -> None:
+    """Refuses networks that no later step could mend: an optimizer can spoil weights with the best of gradients.
+
+    Args:
+        step: where the run is.
+        networks: by the name that the error gives them.
+
+    Raises:
+        TrainingDivergedError: a parameter or batch statistic is not finite; `quantity` names it.
+    """
+    for player, network in networks.items():
+        for name, tensor in network.state_dict().items():
+            bad = ~tensor.isfinite()
+            if bad.any():
+                raise TrainingDivergedError(step=step, quantity=f"{player}.{name}", value=float(tensor[bad][0]))

@@ -1,6 +1,7 @@
 """What a run shows of itself: sample sheets, and curves."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from ganserve import imaging, latents
 from training.data.batches import pixels_from_images
 from training.models import Generator
+from training.run_dir import printable
 
 _SHEET_ROWS = 10
 _SHEET_COLUMNS = 10
@@ -58,7 +60,8 @@ def curves_png(metrics: Sequence[Mapping[str, float]], *, title: str) -> bytes:
     losses, probabilities = figure.subplots(2, 1, sharex=True)
     losses.plot(steps, [point["loss_discriminator"] for point in metrics], label="discriminator", color="tab:blue")
     losses.plot(steps, [point["loss_generator"] for point in metrics], label="generator", color="tab:orange")
-    losses.set(title=title, ylabel="loss", ylim=(0, None))
+    losses.set(ylabel="loss", ylim=(0, None))
+    losses.set_title(printable(title), parse_math=False)  # a run may be called $x$
     probabilities.plot(steps, [point["d_real"] for point in metrics], label="D(real)", color="tab:green")
     probabilities.plot(steps, [point["d_fake"] for point in metrics], label="D(fake)", color="tab:red")
     probabilities.axhline(0.5, color="0.7", linewidth=1, linestyle="--")
@@ -67,5 +70,7 @@ def curves_png(metrics: Sequence[Mapping[str, float]], *, title: str) -> bytes:
         axes.grid(alpha=0.3)
         axes.legend(loc="upper right")
     file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]  # matplotlib ships this method untyped
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in the title says enough
+        FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]  # matplotlib ships this method untyped
     return file.getvalue()

@@ -63,10 +63,10 @@ class PlainProgress(SilentProgress):
     def logged(self, point: Mapping[str, float]) -> None:
         """See `Progress`."""
         done = int(point["step"])
-        left_s = (self._steps - done) * (point["images_seen"] / done) / point["images_per_s"]
-        self._say(
-            f"step {done}/{self._steps}  {point['images_per_s']:,.0f} images/s  eta {left_s:.0f} s  {_players(point)}"
-        )
+        images_left = (self._steps - done) * (point["images_seen"] / done)
+        rate = point["images_per_s"]  # rounded: 0 where an image takes half a minute
+        eta = f"{images_left / rate:.0f} s" if rate else "unknown"
+        self._say(f"step {done}/{self._steps}  {rate:,.0f} images/s  eta {eta}  {_players(point)}")
 
     def wrote(self, what: str, path: Path) -> None:
         """See `Progress`."""
@@ -81,12 +81,12 @@ class LiveProgress(SilentProgress):
 
     def __init__(self, console: Console) -> None:
         self._bar = RichBar(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),  # a run may be called [/x]
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[sheet]}"),
+            TextColumn("{task.fields[sheet]}", style="dim", markup=False),
             console=console,
             refresh_per_second=4,  # each refresh takes a few milliseconds from two cores that have work to do
         )

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from ganserve import atomic
-from ganserve.errors import CheckpointError, RunError
-from training.checkpoint import checkpoint_name, verify_checkpoint
+from ganserve.errors import CheckpointError, ConfigError, RunError
+from training.checkpoint import checkpoint_name, checkpoint_step, verify_checkpoint
 from training.config import TrainingConfig, from_dict, to_dict
 
 if sys.platform == "win32":
@@ -44,6 +45,51 @@ def new_run(runs: Path, recipe: str) -> Path:
         if path.name.removeprefix(f"{recipe}-").isdecimal()
     ]
     return runs / f"{recipe}-{max(taken, default=0) + 1}"
+
+
+@contextlib.contextmanager
+def claimed_run(runs: Path, recipe: str) -> Iterator[Path]:
+    """The directory of `new_run`, made for this process alone; it is gone after the block if nothing is in it.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    while True:
+        run = new_run(runs, recipe)
+        try:
+            with writing(run):
+                run.mkdir(parents=True)
+        except RunError as err:
+            if isinstance(err.__cause__, FileExistsError) and run.exists():
+                continue  # another process was faster
+            raise
+        break
+    try:
+        yield run
+    finally:
+        for empty in (run, runs):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+
+@contextlib.contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """What the system says of a run's files becomes an error that names the run.
+
+    Raises:
+        RunError: an OSError left the block.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise RunError(
+            f"run {run} cannot be written: {err.strerror or err}", hint="free some space, or use --run elsewhere"
+        ) from err
+
+
+def printable(name: str) -> str:
+    """`name` with escapes for what cannot be shown: control characters, and bytes that are no UTF-8."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def list_runs(runs: Path) -> list[Path]:
@@ -82,7 +128,8 @@ def resolve_run(run: str | None, runs: Path) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint directories, oldest first, damaged or not."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if _CHECKPOINT.fullmatch(path.name))
+    found = [path for path in (run / "checkpoints").glob("step-*") if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=lambda path: checkpoint_step(path.name))
 
 
 def best_checkpoint(run: Path) -> tuple[Path, str]:
@@ -94,7 +141,8 @@ def best_checkpoint(run: Path) -> tuple[Path, str]:
     """
     found = checkpoints(run)
     if not found:
-        raise RunError(f"run {run} has no checkpoint yet", hint=f"ganserve train --run {run.name} --resume")
+        hint = f"ganserve train --run {shlex.quote(run.name)} --resume"
+        raise RunError(f"run {run} has no checkpoint yet", hint=hint)
     damage: list[CheckpointError] = []
     for path in reversed(found):
         try:
@@ -131,10 +179,18 @@ def sheet_path(run: Path, step: int) -> Path:
     return run / "sheets" / f"{checkpoint_name(step)}.png"
 
 
-def remove_old_checkpoints(run: Path, keep: int) -> None:
-    """Removes all but the latest `keep`."""
-    for path in checkpoints(run)[:-keep]:
+def remove_old_checkpoints(run: Path, keep: int, *, newest: Path) -> None:
+    """Removes all but `newest`, whatever its step, and the latest `keep - 1` of the others."""
+    others = [path for path in checkpoints(run) if path != newest]
+    for path in others[: max(0, len(others) - (keep - 1))]:
         shutil.rmtree(path)
+
+
+def remove_later_checkpoints(run: Path, step: int) -> None:
+    """Removes the checkpoints of the steps after `step`: they are about to be made again."""
+    for path in checkpoints(run):
+        if checkpoint_step(path.name) > step:
+            shutil.rmtree(path)
 
 
 def write_config(run: Path, config: TrainingConfig) -> None:
@@ -147,14 +203,16 @@ def load_config(run: Path) -> TrainingConfig:
 
     Raises:
         RunError: it is missing or not readable.
-        ConfigError: it is of another version of ganserve.
+        ConfigError: it is of another version of ganserve; the message names the file and the key.
     """
     path = run / CONFIG_FILE
     try:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as err:
         raise RunError(f"{run} is not a run: it has no {CONFIG_FILE}") from err
-    except (OSError, ValueError) as err:
+    except ConfigError as err:
+        raise ConfigError(f"{path}: {err}", hint=err.hint) from err
+    except (OSError, ValueError, RecursionError) as err:
         raise RunError(f"{path} cannot be read: {err}") from err
 
 

@@ -16,8 +16,9 @@ from ganserve.errors import BodyTooLargeError, RequestError, UnauthorizedError
 
 logger = logging.getLogger(__name__)
 
-# Up to here, drawing latents or encoding answers takes less than handing it to a thread and back is worth.
-INLINE_ROWS = 16
+# Up to here, parsing bodies, drawing latents and encoding answers is done on the loop: everybody waits for as long.
+# What takes longer goes to a thread.
+INLINE_US = 500.0
 INLINE_BODY_BYTES = 1 << 16
 
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")  # nothing that could end a header
@@ -108,13 +109,18 @@ async def respond(match: Match, request: Request, context: Context) -> Response:
     return await work_off(outcome, context) if isinstance(outcome, Work) else outcome
 
 
+def is_cheap(work: Work) -> bool:
+    """Whether its latents and its answer may be made on the loop."""
+    return work.rows * work.row_us <= INLINE_US
+
+
 async def work_off(work: Work, context: Context) -> Response:
     """Takes work through the batcher to its answer.
 
     Raises:
         RequestError: as `respond`.
     """
-    large = work.rows > INLINE_ROWS
+    large = not is_cheap(work)
     latents, labels = await asyncio.to_thread(work.inputs) if large else work.inputs()
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -92,11 +92,13 @@ class Work:
         rows: how many.
         inputs: makes the latents and labels; cheap for few rows, so the caller decides where to run it.
         finish: makes the answer of the labels and the pixels.
+        row_us: what the two take for a row, roughly: 4 to draw a latent, 30 to make a PNG, next to nothing to copy.
     """
 
     rows: int
     inputs: Callable[[], tuple[Latents, Labels | None]]
     finish: Callable[[Labels | None, Pixels], Response]
+    row_us: float = 30.0
 
 
 Handler = Callable[[Request, Context], Response | Work]

@@ -214,6 +214,6 @@ PROTOCOL = Protocol(
         "/v2/repository/index": {"POST": repository_index},
     },
     error=error,
-    no_route="no such route; there is no shared memory, no loading or unloading, no trace or log setting here, and "
-    "GET /v2 says what there is",
+    no_route="no such route; there is no shared memory, no loading or unloading, no trace or log setting here; "
+    "GET /openapi.json lists what there is",
 )

@@ -24,10 +24,10 @@ from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, 
 from ganserve.api.app import FrontDoor
 from ganserve.api.exchange import (
     INLINE_BODY_BYTES,
-    INLINE_ROWS,
     check_announced,
     check_token,
     finish,
+    is_cheap,
     make_request,
     request_id,
     respond,
@@ -223,10 +223,10 @@ class FastProtocol(HttpToolsProtocol):
             outcome = exchange.match.handler(request, context)
             if isinstance(outcome, Response):
                 self._answer(exchange, outcome)
-            elif outcome.rows > INLINE_ROWS:
-                self._in_task(exchange, work_off(outcome, context))
-            else:
+            elif is_cheap(outcome):
                 self._queue(exchange, outcome, context)
+            else:
+                self._in_task(exchange, work_off(outcome, context))
         except Exception as err:  # whatever it is, the client gets an answer and the connection lives
             self._answer(exchange, tell(err, exchange.path))
 

@@ -26,22 +26,35 @@ _MNIST_DIGESTS: Final = {
 }
 _SPLITS: Final = {"train": ("train",), "test": ("t10k", "test")}
 _CONTENTS: Final = {"images": 3, "labels": 1}
+_MAX_SIDE: Final = 4096  # of what an artifact's manifest can describe: larger images would train and never be served
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
     """What a checkpoint remembers of its data.
 
-    `images` is how many there are; `digest` is the SHA-256 over those of the two files.
+    Attributes:
+        name: `mnist`, or the folder's name.
+        images: how many there are.
+        class_names: what the files call label 0, 1, ...: the values that occur in the train split, in their order.
+        height: of every image.
+        width: of every image.
+        channels: of every image.
+        digest: SHA-256 over those of the two files.
     """
 
     name: str
     images: int
-    num_classes: int
+    class_names: tuple[str, ...]
     height: int
     width: int
     channels: int
     digest: str
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes have images in the train split."""
+        return len(self.class_names)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,7 +72,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """The largest label, plus one."""
+        """How many classes have images in the train split."""
         return self.facts.num_classes
 
     @property
@@ -72,35 +85,51 @@ def load_dataset(directory: Path | None, split: Split) -> Dataset:
     """The train or test split of a folder of IDX files; None is the packaged MNIST, digests checked.
 
     The files are named as MNIST's, Fashion-MNIST's, KMNIST's or EMNIST's are: `train-images-idx3-ubyte`, and so on.
+    Their labels may be any numbers (EMNIST's letters are 1 to 26): those of the train split become 0, 1, ... in order,
+    in both splits.
 
     Raises:
-        DataError: a file is missing, ambiguous or damaged, or the images and labels do not belong together.
+        DataError: a file is missing, ambiguous or damaged; the images and labels do not belong together; an image is
+            larger than can be served; or the test split has a label that the train split has not.
     """
     folder = _MNIST if directory is None else directory
     images_path, labels_path = (_find(folder, split, content) for content in _CONTENTS)
-    images, images_digest = read_idx_and_digest(images_path, dimensions=3)
-    labels, labels_digest = read_idx_and_digest(labels_path, dimensions=1)
-    if directory is None:
-        for path, digest in ((images_path, images_digest), (labels_path, labels_digest)):
-            if digest != _MNIST_DIGESTS[path.name.removesuffix(".gz")]:
-                raise DataError(
-                    f"{path} is not MNIST's: its SHA-256 is {digest}", hint="reinstall ganserve: the package is damaged"
-                )
+    images, images_digest = _read(images_path, 3, packaged=directory is None)
+    labels, labels_digest = _read(labels_path, 1, packaged=directory is None)
     if len(images) != len(labels):
         raise DataError(f"{images_path} has {len(images):,} images, but {labels_path} has {len(labels):,} labels")
     if images.size == 0:
         raise DataError(f"{images_path} has no pixels: its shape is {list(images.shape)}")
     count, height, width = images.shape
+    if max(height, width) > _MAX_SIDE:
+        raise DataError(f"{images_path} must have images of up to {_MAX_SIDE} x {_MAX_SIDE}, got {height} x {width}")
+    trained_on = labels
+    if split != "train":
+        trained_on, _ = _read(_find(folder, "train", "labels"), 1, packaged=directory is None)
+    values = np.unique(trained_on)
+    unknown = np.setdiff1d(labels, values)
+    if unknown.size:
+        raise DataError(f"{labels_path} has label {unknown[0]}, which no image of the train split has")
     facts = DatasetFacts(
         name="mnist" if directory is None else directory.resolve().name,
         images=count,
-        num_classes=int(labels.max()) + 1,
+        class_names=tuple(map(str, values.tolist())),
         height=height,
         width=width,
         channels=1,
         digest=hashlib.sha256(f"{images_digest} {labels_digest}".encode()).hexdigest(),
     )
-    return Dataset(images=images, labels=labels.astype(np.int64), facts=facts)
+    return Dataset(images=images, labels=np.searchsorted(values, labels).astype(np.int64), facts=facts)
+
+
+def _read(path: Path, dimensions: int, *, packaged: bool) -> tuple[npt.NDArray[np.uint8], str]:
+    """The array and its digest, which of a packaged file must be MNIST's."""
+    array, digest = read_idx_and_digest(path, dimensions=dimensions)
+    if packaged and digest != _MNIST_DIGESTS[path.name.removesuffix(".gz")]:
+        raise DataError(
+            f"{path} is not MNIST's: its SHA-256 is {digest}", hint="reinstall ganserve: the package is damaged"
+        )
+    return array, digest
 
 
 def _find(folder: Path, split: Split, content: str) -> Path:

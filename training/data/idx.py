@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import math
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -30,7 +31,7 @@ def read_idx(path: Path, *, dimensions: int | None = None) -> npt.NDArray[np.uin
         uint8, in the shape that the file states.
 
     Raises:
-        DataError: the file is missing, unreadable, not IDX, of another type or rank, or not as long as it states.
+        DataError: the file is missing, unreadable, no regular file, not IDX, of another type or rank, or not as long as it states.
     """
     return read_idx_and_digest(path, dimensions=dimensions)[0]
 
@@ -38,6 +39,8 @@ def read_idx(path: Path, *, dimensions: int | None = None) -> npt.NDArray[np.uin
 def read_idx_and_digest(path: Path, *, dimensions: int | None = None) -> tuple[npt.NDArray[np.uint8], str]:
     """As `read_idx`, and the SHA-256 of the uncompressed bytes."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # asked first: opening a named pipe waits for its other end
+            raise DataError(f"{path} cannot be read: it is not a regular file")
         with path.open("rb") as raw:
             compressed = raw.read(2) == _GZIP_MAGIC
             raw.seek(0)

@@ -215,7 +215,10 @@ def test_half_a_million_keys_are_no_work():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (1.0, "n must be an integer, got a number"),
+        (1.5, "n must be an integer, got a number"),
+        (2.0**53 + 2, "n must be an integer, got a number"),
+        (1e300, "n must be an integer, got a number"),
+        (float("inf"), "n must be an integer, got a number"),
         (True, "n must be an integer, got a boolean"),
         ("3", "n must be an integer, got a string"),
         ([3], "n must be an integer, got an array"),
@@ -229,9 +232,17 @@ def test_half_a_million_keys_are_no_work():
     ],
 )
 def test_what_is_no_integer(value, message):
-    """Only JSON integers in range are integers; the message is short whatever was sent."""
+    """Only integers in range are integers; the message is short whatever was sent."""
     with pytest.raises(InvalidRequestError, match=message):
         http.integer(value, "n", 1, 5)
+
+
+def test_integer_with_a_point_is_an_integer():
+    """3.0 is 3, as JSON Schema has it, and comes out as an int; up to where floats tell integers apart."""
+    for given, value in ((3.0, 3), (-0.0, 0), (2.0**53, 2**53)):
+        found = http.integer(given, "n", 0, 2**64)
+        assert found == value
+        assert type(found) is int
 
 
 @pytest.mark.parametrize(
