@@ -185,6 +185,9 @@ class Batcher:
         self._running = False
         self._batch_started_at = 0.0
         self._closing = False
+        self.draining = (
+            False  # whether the server is about to stop: rows are still taken, but nobody should send new ones
+        )
         self.counters = Counters()
 
     @property

@@ -1,14 +1,19 @@
 """The command line: parse, call one function, show one result. Heavy imports are inside the commands."""
 
+import contextlib
+import dataclasses
 import io
 import json
 import logging
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from ganserve import __version__
 from ganserve.errors import ConfigError, GanserveError
@@ -81,12 +86,39 @@ def options(
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it narrates its font search at debug
 
 
+class _TrainCommand(TyperCommand):
+    """Its help ends with the recipes that there are."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # click's types, of a click that typer brings or not
+        from training.config import list_recipes
+
+        examples, recipes = self.epilog, (f"`{name}` — {text}" for name, text in list_recipes().items())
+        self.epilog = "\n\n".join([examples or "", "Recipes:", *recipes])
+        super().format_help(ctx, formatter)
+        self.epilog = examples
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends_at_once() -> Iterator[None]:
+    """While torch is imported: C extensions swallow a KeyboardInterrupt, or make another error of it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # somebody, like nohup, decided otherwise
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @app.command(
+    cls=_TrainCommand,
     epilog="Examples:\n\n"
     "`ganserve train` — readable digits in about a minute\n\n"
     "`ganserve train --recipe seed --set objective=bce` — the article's recipe, as its code states it\n\n"
     "`ganserve train --data fashion/ --run fashion` — any folder of IDX files\n\n"
-    "`ganserve train --run quick-1 --resume` — go on where a run stopped"
+    "`ganserve train --run quick-1 --resume` — go on where a run stopped",
 )
 def train(
     recipe: Annotated[
@@ -114,21 +146,21 @@ def train(
 
     Writes checkpoints, metrics, sample sheets and curves to runs/NAME. Ctrl-C saves a checkpoint first.
     """
-    from training.config import load_recipe, override
+    from training.config import DataConfig, load_recipe, override
 
     changes = list(overrides or [])
     changes += [f"steps={steps}"] if steps is not None else []
     changes += [f"seed={seed}"] if seed is not None else []
-    changes += [f"data.dir={data}"] if data is not None else []
     if resume and recipe is not None:
         raise ConfigError("--resume goes on with a run's own recipe", hint="leave --recipe out")
     if not resume:
         config = load_recipe(recipe or "quick", changes)  # before torch is imported: a typo answers at once
 
-    from training.loop import train as run_training
-    from training.plan import plan
-    from training.progress import make_progress
-    from training.run_dir import load_config, new_run, resolve_run
+    with _ctrl_c_ends_at_once():
+        from training.loop import train as run_training
+        from training.plan import plan
+        from training.progress import make_progress
+        from training.run_dir import claimed_run, load_config, new_run, resolve_run
 
     if resume:
         path = resolve_run(run, RUNS)
@@ -137,23 +169,29 @@ def train(
         path = Path(run) if "/" in run else RUNS / run
     else:
         path = new_run(RUNS, config.recipe)
+    folder = data if data is not None else config.data.dir
+    if folder is not None:  # absolute: the run may be resumed from another directory
+        config = dataclasses.replace(config, data=DataConfig(dir=str(Path(folder).resolve())))
     if dry_run:
-        planned = plan(config, path, device=device)
+        planned = plan(config, path, device=device, resume=resume)
         print(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
         return
-    if not as_json:
-        print(f"{'resuming' if resume else 'training'} {path} with recipe {config.recipe}", file=sys.stderr)
-    result = run_training(config, path, device=device, resume=resume, progress=make_progress())
+    named = resume or run is not None
+    with contextlib.nullcontext(path) if named else claimed_run(RUNS, config.recipe) as path:
+        if not as_json:
+            print(f"{'resuming' if resume else 'training'} {path} with recipe {config.recipe}", file=sys.stderr)
+        result = run_training(config, path, device=device, resume=resume, progress=make_progress())
+    name = shlex.quote(run or path.name)
     if as_json:
         print(json.dumps(result.to_dict()))
     else:
         print(f"{path}: step {result.steps:,}, {result.images_seen:,} images in {result.seconds:.0f} s", end="")
         print(f" ({result.images_per_s:,.0f} images/s)" if result.images_per_s else " (nothing left to do)")
     if result.interrupted_by is not None:
-        print(f"interrupted; go on with: ganserve train --run {run or path.name} --resume", file=sys.stderr)
+        print(f"interrupted; go on with: ganserve train --run {name} --resume", file=sys.stderr)
         raise typer.Exit(128 + result.interrupted_by)
     if not as_json:
-        print(f"next: ganserve export {run or path.name} --onnx")
+        print(f"next: ganserve export {name} --onnx")
 
 
 @app.command(

@@ -248,7 +248,7 @@ def _open_session(
     if device == "cuda":
         raise ProviderError(
             f"CUDA was requested but cannot be used: {obstacle}",
-            hint="install the NVIDIA driver and ganserve[cuda], or ask for auto (GANSERVE_DEVICE, --device)",
+            hint="install the NVIDIA driver and ganserve[cuda], or set GANSERVE_DEVICE=auto (--device auto)",
         )
     return _cpu_session(graph, threads), CPU, f"no CUDA: {obstacle}"
 

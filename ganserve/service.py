@@ -8,8 +8,11 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import bentoml
@@ -134,6 +137,7 @@ class GanServe:
         )
         self.flushing = asyncio.create_task(self._flush_metrics())
         self.bento_service.door.open(self.context)
+        self._drain_on_sigterm(asyncio.get_running_loop())
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
@@ -149,9 +153,25 @@ class GanServe:
             self.metrics.flush(self.batcher.counters, self.batcher.queue_rows)
             await asyncio.sleep(1.0)
 
+    def _drain_on_sigterm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Puts unreadiness before uvicorn's own handling of SIGTERM, which stops listening at once."""
+        stop = signal.getsignal(signal.SIGTERM)
+        if not callable(stop) or threading.current_thread() is not threading.main_thread():
+            return  # not in a worker: whoever embeds the service has the signals
+
+        def drain(number: int, frame: FrameType | None) -> None:
+            if self.batcher is None or self.batcher.draining or settings.drain_ms == 0.0:
+                stop(number, frame)  # a second SIGTERM waits for nothing
+                return
+            self.batcher.draining = True
+            logger.info("draining for %g ms", settings.drain_ms)
+            loop.call_soon_threadsafe(loop.call_later, settings.drain_ms / 1e3, stop, number, None)
+
+        signal.signal(signal.SIGTERM, drain)
+
     def __is_ready__(self) -> bool:
         """BentoML's /readyz asks."""
-        return self.batcher is not None
+        return self.batcher is not None and not self.batcher.draining
 
     @bentoml.api  # type: ignore[untyped-decorator]
     async def generate(

@@ -44,6 +44,9 @@ class Settings(BaseModel):
     max_request_rows: int = Field(default=1024, ge=1, description="rows in one request, at most")
     max_delay_ms: float = Field(default=0.0, ge=0, le=1000, description="how long a batch that is not full waits")
     deadline_ms: float = Field(default=10_000.0, gt=0, description="a request not done by then gets 504")
+    drain_ms: float = Field(
+        default=0.0, ge=0, le=25_000, description="after SIGTERM: not ready, but answering, for as long before stopping"
+    )
     max_body_bytes: int = Field(default=8 << 20, ge=1024, description="request body, at most; more: 413")
     header_timeout_ms: float = Field(default=10_000.0, gt=0, description="time for a request's head to arrive")
     max_connections: int = Field(default=4096, ge=1, description="open connections a worker; more: 503 and closed")

@@ -128,7 +128,12 @@ def digits(request: Request, context: Context) -> Response | Work:
         return Response(content_type=PNG, headers=headers, body=body)
 
     count = len(text)
-    return Work(rows=count, inputs=lambda: _draw(context, seed, count, truncation, labels), finish=finish)
+    return Work(
+        rows=count,
+        inputs=lambda: _draw(context, seed, count, truncation, labels),
+        finish=finish,
+        row_us=35.0 + 2.0 * scale**2,
+    )
 
 
 def model(request: Request, context: Context) -> Response:

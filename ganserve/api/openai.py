@@ -112,7 +112,8 @@ def generations(request: Request, context: Context) -> Work:
         }
         return json_response(document, headers={"ganserve-seed": str(seed)})
 
-    return Work(rows=count * digits, inputs=inputs, finish=finish)
+    # A digit of 28 x 28 takes zlib 30 us, and 550 at 16 times that size.
+    return Work(rows=count * digits, inputs=inputs, finish=finish, row_us=35.0 + 2.0 * scale**2)
 
 
 def models(request: Request, context: Context) -> Response:

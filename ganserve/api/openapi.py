@@ -34,6 +34,7 @@ _OCTETS = "application/octet-stream"
 _V2 = "Open Inference Protocol"
 _REASONS = {
     400: "Malformed, unknown or out of its range; the message says what was expected and what was found.",
+    401: "The server has a token, and the request does not have it.",
     404: "No such route or model.",
     405: "The route has other methods: `Allow` lists them.",
     406: "`Accept` names nothing that this route can answer with.",
@@ -61,6 +62,19 @@ def openapi(request: Request, context: Context) -> Response:
 
 def document(context: Context) -> dict[str, Any]:
     """The whole document, for the model that is served."""
+    components = {"schemas": _components(), "responses": _error_responses()}
+    paths = {
+        **_native(context),
+        **_interpolate(context),
+        **_openai(context),
+        **_open_inference(context),
+        **_bentoml(),
+    }
+    security: dict[str, Any] = {}
+    if context.settings.token is not None:
+        _ask_for_token(paths)
+        security = {"security": [{"token": []}]}
+        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -76,14 +90,9 @@ def document(context: Context) -> dict[str, Any]:
             {"name": "Open Inference Protocol", "description": "KServe V2: tritonclient and its like work unmodified."},
             {"name": "BentoML", "description": "What BentoML's application answers."},
         ],
-        "paths": {
-            **_native(context),
-            **_interpolate(context),
-            **_openai(context),
-            **_open_inference(context),
-            **_bentoml(),
-        },
-        "components": {"schemas": _components(), "responses": _error_responses()},
+        **security,
+        "paths": paths,
+        "components": components,
     }
 
 
@@ -472,8 +481,20 @@ def _bentoml() -> dict[str, Any]:
         operation = _get(path[1:].replace(".", "_"), "BentoML", summary, media_type, schema, (408, 413))
         for status in (405, 500, 503):
             operation["responses"][str(status)] = {"description": _REASONS[status], "content": {_TEXT: {}}}
+        if path in ("/livez", "/readyz", "/healthz"):
+            operation["security"] = []  # whoever watches the server need not be able to use it
         paths[path] = {"get": operation}
     return paths
+
+
+def _ask_for_token(paths: dict[str, Any]) -> None:
+    """Adds the answer of a request without the token to every operation that needs one."""
+    for methods in paths.values():
+        for method in methods.keys() & {"get", "post"}:
+            operation = methods[method]
+            if "security" not in operation:
+                fault = operation["responses"]["500"].get("$ref", "Problem500").rpartition("/")[2]
+                operation["responses"] |= _errors((401,), fault.removesuffix("500"))
 
 
 def _components() -> dict[str, Schema]:
@@ -526,6 +547,7 @@ def _errors(statuses: Iterable[int], error: str) -> dict[str, Any]:
 def _error_responses() -> dict[str, Any]:
     """Every status in the words of every protocol, for `_errors` to point at."""
     headers = {
+        401: {"www-authenticate": {"required": True, "schema": {"const": "Bearer"}}},
         405: {"allow": {"required": True, "schema": {"type": "string"}}},
         503: {"retry-after": {"required": True, "schema": {"type": "integer", "minimum": 1}}},
     }

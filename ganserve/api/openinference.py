@@ -72,14 +72,19 @@ def live(request: Request, context: Context) -> Response:
 
 
 def ready(request: Request, context: Context) -> Response:
-    """`GET /v2/health/ready`: with a context there is an engine, and an engine has proven itself."""
-    return json_response({"ready": True})
+    """`GET /v2/health/ready`: an engine that is there has proven itself; the server may be draining, though."""
+    return _readiness(context, {"ready": not context.batcher.draining})
 
 
 def model_ready(request: Request, context: Context) -> Response:
     """`GET /v2/models/{model}/ready`: as the server."""
     _check_model(request, context)
-    return json_response({"name": context.engine.manifest.name, "ready": True})
+    return _readiness(context, {"name": context.engine.manifest.name, "ready": not context.batcher.draining})
+
+
+def _readiness(context: Context, document: dict[str, Any]) -> Response:
+    """503 while draining: Triton's clients look at the status alone."""
+    return json_response(document, status=503 if context.batcher.draining else 200)
 
 
 def model_metadata(request: Request, context: Context) -> Response:

@@ -24,6 +24,7 @@ def test_every_setting_has_its_variable():
         "GANSERVE_DEADLINE_MS": "500",
         "GANSERVE_MAX_BODY_BYTES": "4096",
         "GANSERVE_BODY_TIMEOUT_MS": "250",
+        "GANSERVE_DRAIN_MS": "750",
         "GANSERVE_HEADER_TIMEOUT_MS": "125",
         "GANSERVE_MAX_CONNECTIONS": "9",
         "GANSERVE_TOKEN": "correct-horse-battery",
@@ -34,6 +35,7 @@ def test_every_setting_has_its_variable():
         name.removeprefix("GANSERVE_") for name in environ if name != "PATH"
     }
     assert settings == Settings(
+        drain_ms=750.0,
         header_timeout_ms=125.0,
         max_connections=9,
         token="correct-horse-battery",

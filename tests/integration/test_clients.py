@@ -182,10 +182,13 @@ def test_interpolation_errors_leave_the_connection_usable(connection, fields, he
 
 
 @pytest.mark.slow
-def test_openapi_is_true(server, tmp_path):
+def test_openapi_is_true(project, tmp_path):
     """Schemathesis reads `/openapi.json` and finds, with all of its checks, nothing that is not as described."""
-    command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"]
-    options = ["--checks", "all", "--max-examples", "25", "--seed", "2026", "--no-color"]
-    found = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=180)
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert "Traceback" not in server.log.read_text()
+    token = "a-token-so-that-this-is-checked-too"
+    with serve(project, GANSERVE_DEVICE="cpu", GANSERVE_TOKEN=token) as server:
+        command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"]
+        options = ["--checks", "all", "--max-examples", "20", "--seed", "2026", "--no-color"]
+        options += ["--header", f"Authorization: Bearer {token}"]
+        found = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=180)
+        assert found.returncode == 0, found.stdout + found.stderr
+        assert "Traceback" not in server.log.read_text()

@@ -286,6 +286,20 @@ def test_sigterm_finishes_what_was_accepted(tmp_path):
         assert server.process.wait(30) == 0
 
 
+def test_draining_is_unready_but_answers(tmp_path):
+    """After SIGTERM the server is not ready, and answers all the same until its drain time is over; then it exits 0."""
+    with serve(_project(tmp_path), GANSERVE_DEVICE="cpu", GANSERVE_DRAIN_MS="1500") as server:
+        with Connection(server.port) as connection:
+            assert connection.ask("GET", "/v2/health/ready")[0] == 200
+            before = connection.pixels({"n": 2, "seed": 1})
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)  # well inside the drain time
+            assert connection.ask("GET", "/readyz")[0] == 503
+            assert connection.ask("GET", "/v2/health/ready")[0] == 503
+            np.testing.assert_array_equal(connection.pixels({"n": 2, "seed": 1}), before)
+        assert server.process.wait(30) == 0
+
+
 # What it does not start with.
 
 

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,8 +35,9 @@ def unconditional_engine(tmp_path_factory) -> Engine:
 
 @pytest.fixture(scope="session")
 def context(artifact, engine) -> Context:
-    """A server without a batcher, for handlers: they never see it."""
-    return Context(settings=Settings(), artifact=artifact, engine=engine, batcher=None)
+    """A server without a batcher, for handlers: all that they ask of it is whether it is draining."""
+    idle = types.SimpleNamespace(draining=False)
+    return Context(settings=Settings(), artifact=artifact, engine=engine, batcher=idle)
 
 
 @pytest.fixture(scope="session")

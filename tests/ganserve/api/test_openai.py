@@ -11,6 +11,7 @@ from PIL import Image
 
 from ganserve import imaging, latents
 from ganserve.api import openai
+from ganserve.api.exchange import is_cheap
 from ganserve.api.http import JSON, Request, Response
 from ganserve.errors import (
     BodyTooLargeError,
@@ -388,3 +389,11 @@ def test_error_has_openais_shape(error, status, kind, param, code):
     assert (response.status, response.content_type) == (status, JSON)
     assert json.loads(response.body) == {"error": {"message": "why", "type": kind, "param": param, "code": code}}
     assert response.headers == {**error.headers, "cache-control": "no-store"}
+
+
+def test_large_pictures_are_dear(context):
+    """Many or large pictures are too dear for the event loop; one of the model's own size is not."""
+    cheap = openai.generations(_request({"prompt": "7"}), context)
+    assert is_cheap(cheap)
+    for fields in ({"n": 10, "size": "112x112"}, {"size": "448x448"}, {"prompt": "31415926535897932384"}):
+        assert not is_cheap(openai.generations(_request({"prompt": "7"} | fields), context))

@@ -9,7 +9,7 @@ import pytest
 from ganserve.api import native, openai, openinference
 from ganserve.api.http import Request, Response, problem
 from ganserve.api.openapi import document, openapi
-from ganserve.api.routing import BENTOML_PATHS, PROTOCOLS, ROUTES, protocol_of
+from ganserve.api.routing import BENTOML_PATHS, HEALTH_PATHS, PROTOCOLS, ROUTES, protocol_of
 from ganserve.errors import InvalidRequestError, NotAcceptableError, RequestError, UnauthorizedError
 from ganserve.settings import Settings
 
@@ -90,7 +90,6 @@ def test_every_error_is_described_in_the_words_of_its_protocol(described):
             if int(status) >= 400 and path not in BENTOML_PATHS:
                 assert answer["$ref"] == f"#/components/responses/{shapes[protocol_of(path).error]}{status}"
                 found.add(int(status))
-    # No route asks for a token yet.
     assert found == {500} | {kind.status for kind in _subclasses(RequestError)} - {UnauthorizedError.status}
 
 
@@ -106,6 +105,19 @@ def test_error_schemas_are_what_is_told(described, tell, name):
     assert shown == answer.content_type
     if isinstance(told.get("error"), dict):
         assert schema["properties"]["error"]["properties"].keys() == told["error"].keys()
+
+
+def test_a_token_is_described_where_it_is_asked_for(context, described):
+    """With a token set every operation but those of health needs it and can answer 401; without, none does."""
+    secured = document(dataclasses.replace(context, settings=Settings(token="0123456789abcdef")))
+    assert secured["security"] == [{"token": []}]
+    assert secured["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    open_to_all = {path for path, _, operation in _operations(secured) if "401" not in operation["responses"]}
+    assert open_to_all == HEALTH_PATHS
+    for path, _, operation in _operations(secured):
+        assert (operation.get("security") == []) == (path in HEALTH_PATHS)
+    assert "security" not in described
+    assert not any("401" in operation["responses"] for _, _, operation in _operations(described))
 
 
 def test_ranges_are_those_that_validate(context):
