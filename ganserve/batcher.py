@@ -185,15 +185,19 @@ class Batcher:
         self._running = False
         self._batch_started_at = 0.0
         self._closing = False
-        self.draining = (
-            False  # whether the server is about to stop: rows are still taken, but nobody should send new ones
-        )
+        self.draining = False  # about to stop: rows are still taken, but nobody should send new ones
         self.counters = Counters()
 
     @property
     def queue_rows(self) -> int:
         """Rows that wait for a batch."""
         return self._queue_rows
+
+    @property
+    def ready(self) -> bool:
+        """Whether new rows are welcome: not while draining, nor while a batch takes longer than a deadline."""
+        stuck = self._running and time.perf_counter() - self._batch_started_at > self._deadline_s
+        return not (self.draining or self._closing or stuck)
 
     def submit(self, latents: Latents, labels: Labels | None, on_done: Callable[[Ticket], None]) -> Ticket:
         """Queues rows; `on_done` is called once, on the loop, unless the ticket is cancelled first.

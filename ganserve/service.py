@@ -171,7 +171,7 @@ class GanServe:
 
     def __is_ready__(self) -> bool:
         """BentoML's /readyz asks."""
-        return self.batcher is not None and not self.batcher.draining
+        return self.batcher is not None and self.batcher.ready
 
     @bentoml.api  # type: ignore[untyped-decorator]
     async def generate(

@@ -73,18 +73,18 @@ def live(request: Request, context: Context) -> Response:
 
 def ready(request: Request, context: Context) -> Response:
     """`GET /v2/health/ready`: an engine that is there has proven itself; the server may be draining, though."""
-    return _readiness(context, {"ready": not context.batcher.draining})
+    return _readiness(context, {"ready": context.batcher.ready})
 
 
 def model_ready(request: Request, context: Context) -> Response:
     """`GET /v2/models/{model}/ready`: as the server."""
     _check_model(request, context)
-    return _readiness(context, {"name": context.engine.manifest.name, "ready": not context.batcher.draining})
+    return _readiness(context, {"name": context.engine.manifest.name, "ready": context.batcher.ready})
 
 
 def _readiness(context: Context, document: dict[str, Any]) -> Response:
-    """503 while draining: Triton's clients look at the status alone."""
-    return json_response(document, status=503 if context.batcher.draining else 200)
+    """503 while not ready: Triton's clients look at the status alone."""
+    return json_response(document, status=200 if context.batcher.ready else 503)
 
 
 def model_metadata(request: Request, context: Context) -> Response:

@@ -35,8 +35,8 @@ def unconditional_engine(tmp_path_factory) -> Engine:
 
 @pytest.fixture(scope="session")
 def context(artifact, engine) -> Context:
-    """A server without a batcher, for handlers: all that they ask of it is whether it is draining."""
-    idle = types.SimpleNamespace(draining=False)
+    """A server without a batcher, for handlers: all that they ask of it is whether it is ready."""
+    idle = types.SimpleNamespace(ready=True)
     return Context(settings=Settings(), artifact=artifact, engine=engine, batcher=idle)
 
 

@@ -565,3 +565,17 @@ def test_requests_have_an_identity(connection):
     }
     assert len(own) == 2
     assert "a b" not in own
+
+
+def test_a_stuck_session_is_unready_and_recovers(serve, engine):
+    """While the session hangs the server is not ready, and requests end at their deadline; then all is well again."""
+    server = serve(dear=True, deadline_ms=200.0)
+    server.gate.open.clear()
+    with server.connect() as connection:
+        _problem(connection.ask("POST", "/v1/generate", {"seed": 1}), 504, "200 ms")
+        status, _, body = connection.ask("GET", "/v2/health/ready")
+        assert (status, json.loads(body)) == (503, {"ready": False})
+        _problem(connection.ask("POST", "/v1/generate", {"seed": 2}), 504, "200 ms")
+        server.gate.open.set()
+        _good(connection, engine)
+        assert connection.ask("GET", "/v2/health/ready")[0] == 200
