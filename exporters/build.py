@@ -228,7 +228,7 @@ def _manifest(
         ),
         signature=signature_of(network.latent_dim, network.num_classes, shape),
         latent=LatentSpec(dim=network.latent_dim, sampler=SAMPLER),
-        labels=None if network.num_classes is None else tuple(map(str, range(network.num_classes))),
+        labels=None if network.num_classes is None else dataset.class_names,
         files=entries(files),
         source=SourceSpec(
             run=run_name,
@@ -257,7 +257,7 @@ def _manifest(
 def _metadata(trained: TrainedGenerator, name: str) -> dict[str, str]:
     """What the exported files say of themselves."""
     network = trained.network
-    labels = "" if network.num_classes is None else ",".join(map(str, range(network.num_classes)))
+    labels = "" if network.num_classes is None else ",".join(trained.dataset.class_names)
     return {
         "ganserve.dataset": trained.dataset.name,
         "ganserve.labels": labels,

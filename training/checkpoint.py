@@ -88,17 +88,13 @@ def save_checkpoint(
     Raises:
         OSError: the disk said no; nothing is left at `path` that was not there before.
     """
-    files = {
-        "generator.safetensors": _pack(state.generator.state_dict()),
-        "discriminator.safetensors": _pack(state.discriminator.state_dict()),
+    files = {f"{name}.safetensors": _pack(network.state_dict()) for name, network in state.networks.items()} | {
         "optimizers.safetensors": _pack(
             _optimizer_tensors("generator", state.generator, state.generator_optimizer)
             | _optimizer_tensors("discriminator", state.discriminator, state.discriminator_optimizer)
         ),
         "rng.safetensors": _pack(_rng_tensors(state.rng)),
     }
-    if state.ema:
-        files["generator_ema.safetensors"] = _pack(state.ema.network.state_dict())
     content = {
         "schema_version": SCHEMA_VERSION,
         "step": state.step,
@@ -155,10 +151,7 @@ def restore_checkpoint(path: Path, state: TrainingState) -> CheckpointState:
         CheckpointError: the checkpoint is missing or damaged, or of other networks.
     """
     saved, files = _read(path)
-    weights = {"generator": state.generator, "discriminator": state.discriminator}
-    if state.ema:
-        weights["generator_ema"] = state.ema.network
-    for name, network in weights.items():
+    for name, network in state.networks.items():
         file = f"{name}.safetensors"
         if file not in files:
             raise CheckpointError(f"{path} has no {file}")

@@ -396,9 +396,7 @@ def _unknown_key(key: str) -> ConfigError:
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str | None:
-    """The known name most like `name`, compared as a whole and by its last part (`lr` is optimizer.lr); None if no
-    name is much like it.
-    """
+    """The hint with the known name most like `name`, as a whole or by its last part (`lr` is optimizer.lr), if any."""
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, name, candidate).ratio()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import re
 import signal
 import threading
 import time
@@ -14,14 +15,14 @@ from typing import Any
 import torch
 
 from ganserve import atomic
-from ganserve.errors import ConfigError, RunError
+from ganserve.errors import ConfigError, RunError, TrainingError
 from training import pictures, run_dir
-from training.checkpoint import environment, restore_checkpoint, save_checkpoint
+from training.checkpoint import environment, restore_checkpoint, save_checkpoint, verify_checkpoint
 from training.config import PLAYERS, TrainingConfig, differences
 from training.data import Dataset, load_dataset
 from training.data.batches import Batches
 from training.device import resolve_device, use_available_cpus
-from training.health import Watch
+from training.health import Watch, check_weights
 from training.losses import OBJECTIVES
 from training.optimizers import learning_rate, set_learning_rate
 from training.progress import Progress, SilentProgress
@@ -80,14 +81,15 @@ def train(
         DataError: the data set is missing or damaged.
         RunError: the run exists, or not, or belongs to another configuration, or is in use, or cannot be written.
         CheckpointError: none of the checkpoints is intact.
-        TrainingDivergedError: a loss or gradient is not finite; the latest checkpoint stays.
+        TrainingDivergedError: a loss, gradient or weight is not finite; the latest checkpoint stays.
+        TrainingError: there is not enough memory.
     """
     progress = progress or SilentProgress()
     target = resolve_device(device)
     threads = use_available_cpus()
-    dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
-    check_fit(config, dataset)
-    try:
+    with _enough_memory(target), run_dir.writing(run):
+        dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
+        _check_fit(config, dataset)
         _check_run(run, config, resume=resume)
         (run / "sheets").mkdir(parents=True, exist_ok=True)
         with run_dir.locked(run):
@@ -103,18 +105,24 @@ def train(
                 return _loop(config, run, state, dataset, target, progress)
             finally:
                 progress.finished()
-    except OSError as err:
-        raise RunError(
-            f"run {run} cannot be written: {err.strerror or err}", hint="free some space, or use --run elsewhere"
-        ) from err
 
 
-def check_fit(config: TrainingConfig, dataset: Dataset) -> None:
-    """Refuses a configuration that the data set cannot satisfy.
+def check_start(config: TrainingConfig, run: Path, dataset: Dataset, *, resume: bool) -> None:
+    """Refuses what `train` would refuse, and writes nothing.
 
     Raises:
-        ConfigError: wrong labels are asked of a single class.
+        ConfigError: the configuration does not fit the data.
+        RunError: the run exists, or not, or belongs to another configuration or to other data.
+        CheckpointError: none of the checkpoints is intact.
     """
+    _check_fit(config, dataset)
+    _check_run(run, config, resume=resume)
+    if resume:
+        _checkpoint_to_resume(run, dataset)
+
+
+def _check_fit(config: TrainingConfig, dataset: Dataset) -> None:
+    """A configuration must not ask for what the data set does not have."""
     if config.wrong_label_weight and dataset.num_classes < 2:
         raise ConfigError(
             f"wrong_label_weight is {config.wrong_label_weight}, but {dataset.name} has one class only",
@@ -234,6 +242,8 @@ def _loop(
                 run_dir.append_metrics(run, point)
                 progress.logged(point)
                 logged_at, logged_step = now, step
+            if sheet_due or checkpoint_due:
+                check_weights(step, state.networks)
             if sheet_due:
                 sheet = run_dir.sheet_path(run, step)
                 atomic.write_file(sheet, pictures.sheet_png(state.shown_generator, sheet_latents, sheet_labels))
@@ -241,7 +251,7 @@ def _loop(
             if checkpoint_due:
                 checkpoint = run_dir.checkpoint_path(run, step)
                 save_checkpoint(checkpoint, state, config=config, dataset=dataset.facts, metrics=point)
-                run_dir.remove_old_checkpoints(run, config.log.keep_checkpoints)
+                run_dir.remove_old_checkpoints(run, config.log.keep_checkpoints, newest=checkpoint)
                 curves = pictures.curves_png(run_dir.read_metrics(run), title=run.name)
                 atomic.write_file(run / run_dir.CURVES_FILE, curves)
                 progress.wrote("checkpoint", checkpoint)
@@ -285,17 +295,13 @@ def _check_run(run: Path, config: TrainingConfig, *, resume: bool) -> None:
 
 def _resume(run: Path, state: TrainingState, config: TrainingConfig, dataset: Dataset) -> TrainingResult | None:
     """Brings `state` to the latest intact checkpoint; a result if there is nothing left to do."""
-    if not run_dir.checkpoints(run):
+    found = _checkpoint_to_resume(run, dataset)
+    if found is None:
         logger.warning("run %s has no checkpoint yet: starting at step 0", run)
         run_dir.cut_metrics(run, 0)
         return None
-    checkpoint, why = run_dir.best_checkpoint(run)
+    checkpoint, why = found
     saved = restore_checkpoint(checkpoint, state)
-    if saved.dataset.digest != dataset.digest:
-        raise RunError(
-            f"run {run} was trained on {saved.dataset.name} (digest {saved.dataset.digest[:12]}…), "
-            f"not on this {dataset.name} (digest {dataset.digest[:12]}…)"
-        )
     logger.info("resuming run=%s checkpoint=%s (%s)", run, checkpoint.name, why)
     here = environment(state.rng.device)
     changed = [
@@ -316,7 +322,40 @@ def _resume(run: Path, state: TrainingState, config: TrainingConfig, dataset: Da
             metrics=saved.metrics,
         )
     run_dir.cut_metrics(run, state.step)
+    run_dir.remove_later_checkpoints(run, state.step)
     return None
+
+
+def _checkpoint_to_resume(run: Path, dataset: Dataset) -> tuple[Path, str] | None:
+    """The latest intact checkpoint and why it is taken, None if there is none yet; it must be of these data."""
+    if not run_dir.checkpoints(run):
+        return None
+    checkpoint, why = run_dir.best_checkpoint(run)
+    trained_on = verify_checkpoint(checkpoint).dataset  # before its weights meet networks made for other data
+    if trained_on.digest != dataset.digest:
+        raise RunError(
+            f"run {run} was trained on {trained_on.name} (digest {trained_on.digest[:12]}…), "
+            f"not on this {dataset.name} (digest {dataset.digest[:12]}…)",
+            hint="resume it with the data it was started with, or start another with --run",
+        )
+    return checkpoint, why
+
+
+@contextlib.contextmanager
+def _enough_memory(device: torch.device) -> Iterator[None]:
+    """Names what an allocator says; torch has a class for it on GPUs only, and a bare RuntimeError on the CPU."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as err:
+        if not isinstance(err, MemoryError | torch.OutOfMemoryError) and not re.search(
+            "can't allocate memory|not enough memory|bad_alloc", str(err)
+        ):
+            raise
+        amount = re.search(r"tried to allocate ([\d.]+ \w+)", str(err), re.IGNORECASE)
+        raise TrainingError(
+            f"there is not enough memory on {device}" + (f" for {amount[1]} more" if amount else ""),
+            hint="lower batch_size, generator.width or discriminator.width",
+        ) from err
 
 
 @dataclasses.dataclass

@@ -1,6 +1,7 @@
-"""What a training run would be, without writing anything: `--dry-run`."""
+"""What a training run would be, without writing anything: `--dry-run`. What it prints is a recipe."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 from training.config import TrainingConfig, to_dict
 from training.data import DatasetFacts, load_dataset
 from training.device import resolve_device, use_available_cpus
+from training.loop import check_start
+from training.run_dir import printable, writing
 from training.state import build_discriminator, build_generator
 
 
@@ -35,14 +38,14 @@ class TrainingPlan:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return plain | {
             "config": to_dict(self.config),
-            "dataset": dataclasses.asdict(self.dataset),
+            "dataset": dataclasses.asdict(self.dataset) | {"num_classes": self.dataset.num_classes},
             "run": str(self.run),
             "epochs": round(self.epochs, 3),
         }
 
     def __str__(self) -> str:
         data, config = self.dataset, self.config
-        lines = [
+        facts = [
             f"run            {self.run}",
             f"data           {data.name}: {data.images:,} images of {data.height} x {data.width}, "
             f"{data.num_classes} classes, digest {data.digest[:12]}",
@@ -50,21 +53,24 @@ class TrainingPlan:
             f"discriminator  {config.discriminator.kind}, {self.discriminator_parameters:,} parameters",
             f"length         {config.steps:,} steps of {config.batch_size} images: {self.epochs:.2f} epochs",
             f"device         {self.device}, {self.threads} threads",
-            "",
-            *_toml(to_dict(config)),
         ]
-        return "\n".join(lines)
+        return "\n".join([*(f"# {printable(fact)}" for fact in facts), "", *_toml(to_dict(config))])
 
 
-def plan(config: TrainingConfig, run: Path, *, device: str = "auto") -> TrainingPlan:
-    """What `training.loop.train` would do with the same arguments.
+def plan(config: TrainingConfig, run: Path, *, device: str = "auto", resume: bool = False) -> TrainingPlan:
+    """What `training.loop.train` would do with the same arguments; what it would refuse is refused.
 
     Raises:
-        ConfigError: the device cannot be had.
+        ConfigError: the device cannot be had, or the configuration does not fit the data.
         DataError: the data set is missing or damaged.
+        RunError: the run exists, or not, or belongs to another configuration or to other data.
+        CheckpointError: none of the checkpoints is intact.
     """
     target = resolve_device(device)
-    facts = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train").facts
+    with writing(run):
+        dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
+        check_start(config, run, dataset, resume=resume)
+    facts = dataset.facts
     with torch.device("meta"):  # sizes without memory
         generator, discriminator = build_generator(config, facts), build_discriminator(config, facts)
     return TrainingPlan(
@@ -92,7 +98,6 @@ def _toml(mapping: dict[str, Any]) -> list[str]:
 
 
 def _toml_value(value: bool | int | float | str) -> str:
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+    if isinstance(value, str):  # JSON's escapes are TOML's; only DEL is none of JSON's
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value).lower() if isinstance(value, bool) else repr(value)

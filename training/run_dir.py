@@ -54,22 +54,23 @@ def claimed_run(runs: Path, recipe: str) -> Iterator[Path]:
     Raises:
         RunError: it cannot be made.
     """
-    while True:
-        run = new_run(runs, recipe)
-        try:
-            with writing(run):
+    runs_existed = runs.exists()
+    with writing(runs):
+        while True:
+            run = new_run(runs, recipe)
+            try:
                 run.mkdir(parents=True)
-        except RunError as err:
-            if isinstance(err.__cause__, FileExistsError) and run.exists():
-                continue  # another process was faster
-            raise
-        break
+                break
+            except FileExistsError:
+                if not run.exists():
+                    raise  # otherwise another process was faster
     try:
         yield run
     finally:
-        for empty in (run, runs):
-            with contextlib.suppress(OSError):
-                empty.rmdir()
+        with contextlib.suppress(OSError):
+            run.rmdir()
+            if not runs_existed:
+                runs.rmdir()
 
 
 @contextlib.contextmanager
@@ -83,7 +84,7 @@ def writing(run: Path) -> Iterator[None]:
         yield
     except OSError as err:
         raise RunError(
-            f"run {run} cannot be written: {err.strerror or err}", hint="free some space, or use --run elsewhere"
+            f"{run} cannot be written: {err.strerror or err}", hint="free some space, or use --run elsewhere"
         ) from err
 
 

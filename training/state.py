@@ -27,6 +27,12 @@ class TrainingState:
     seconds: float = 0.0
 
     @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Everything with weights that a checkpoint keeps, by the name of its file there."""
+        players: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
+        return players | ({"generator_ema": self.ema.network} if self.ema else {})
+
+    @property
     def shown_generator(self) -> Generator:
         """What sheets show and exports take: the average, if there is one."""
         return self.ema.network if self.ema else self.generator

@@ -17,7 +17,7 @@ from ganserve import imaging
 from ganserve.artifact import CARD, GOLDEN, ONNX, SAMPLES, TORCHSCRIPT, open_artifact
 from ganserve.engine import Engine
 from ganserve.errors import ArtifactError, CheckpointError, ExportError, ParityError
-from tests.runs import make_checkpoint
+from tests.runs import make_checkpoint, write_idx_folder
 from training.checkpoint import load_generator
 
 
@@ -85,6 +85,21 @@ def test_manifest_tells_the_source(checkpoint: Path, artifact_path: Path) -> Non
     assert manifest.labels == tuple("0123456789")
     assert manifest.training["loss_generator"] == trained.metrics["loss_generator"]
     assert manifest.name == "data"  # the folder that it was trained on
+
+
+def test_classes_keep_their_names(tmp_path: Path) -> None:
+    """Labels that start at 1 and have gaps are served as 0, 1, 2, and keep their names in manifest and graph."""
+    folder = write_idx_folder(tmp_path / "letters", num_classes=3)
+    for split in ("train", "t10k"):
+        path = folder / f"{split}-labels-idx1-ubyte"
+        content = bytearray(path.read_bytes())
+        content[8:] = bytes((1, 2, 26)[label] for label in content[8:])
+        path.write_bytes(content)
+    checkpoint = make_checkpoint(tmp_path / "run", [f"data.dir={folder}"])
+    artifact = build_artifact(checkpoint, tmp_path / "artifact", run_name="run")
+    assert artifact.manifest.labels == ("1", "2", "26")
+    model = onnx.load_model_from_string(artifact.read(ONNX))
+    assert {entry.key: entry.value for entry in model.metadata_props}["ganserve.labels"] == "1,2,26"
 
 
 def test_graph_is_portable(artifact_path: Path) -> None:

@@ -44,7 +44,7 @@ def make_data(tmp_path: Path) -> Callable[..., Path]:
         for split in ("train", "t10k"):
             pixels = rng.integers(0, 100, (images, height, width), dtype=np.uint8)
             labels = (np.arange(images) % classes).astype(np.uint8)
-            pixels[np.arange(images), :, labels % width] += 155
+            pixels[np.arange(images), :, np.arange(images) % classes % width] += 155
             (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(pixels)))
             (folder / f"{split}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
         return folder

@@ -106,8 +106,21 @@ def test_a_state_of_another_schema_is_refused(checkpoint: Path) -> None:
         verify_checkpoint(checkpoint)
 
 
+def test_classes_without_names_are_called_by_their_numbers(checkpoint: Path) -> None:
+    """A checkpoint from before classes had names says how many there are; names survive the round trip as they are."""
+    from training import checkpoint as module
+
+    assert verify_checkpoint(checkpoint).dataset.class_names == ("0", "1", "2")
+    document = json.loads((checkpoint / "state.json").read_text())
+    del document["state"]["dataset"]["class_names"]
+    document["state"]["dataset"]["num_classes"] = 3
+    document["sha256"] = module._sha256(module._canonical(document["state"]))
+    (checkpoint / "state.json").write_text(json.dumps(document))
+    assert verify_checkpoint(checkpoint).dataset.class_names == ("0", "1", "2")
+
+
 def test_other_networks_do_not_fit(checkpoint: Path, make_config: MakeConfig) -> None:
     """Weights of one size are not forced into a network of another."""
-    facts = DatasetFacts(name="x", images=8, num_classes=5, height=8, width=8, channels=1, digest="")
+    facts = DatasetFacts(name="x", images=8, class_names=tuple("01234"), height=8, width=8, channels=1, digest="")
     with pytest.raises(CheckpointError, match=r"generator.safetensors is of another network"):
         restore_checkpoint(checkpoint, new_state(make_config(), facts, torch.device("cpu")))

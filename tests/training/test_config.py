@@ -12,7 +12,7 @@ from training.config import TrainingConfig, differences, from_dict, keys, list_r
 
 
 def test_every_recipe_has_one_line_of_description() -> None:
-    """What `--help` lists comes from the recipes themselves."""
+    """What `ganserve train --help` lists comes from the recipes themselves."""
     recipes = list_recipes()
     assert {"quick", "seed"} <= set(recipes)
     assert all(text and "\n" not in text for text in recipes.values())
@@ -39,6 +39,8 @@ def test_the_seed_recipe_is_the_article_to_the_letter() -> None:
     assert config.generator.negative_slope == config.discriminator.negative_slope == 0.01
     assert config.generator.value_range == (0.0, 1.0)
     assert (config.optimizer.kind, config.optimizer.lr, config.optimizer.beta1) == ("adam", 2e-4, 0.5)
+    assert (config.optimizer.beta2, config.optimizer.eps, config.optimizer.final_lr_share) == (0.999, 1e-7, 1.0)
+    assert config.reuse_fakes
     assert (config.batch_size, config.steps, config.log.every_steps) == (128, 10_000, 100)
     assert (config.objective, config.first_player, config.conditional) == ("bce_mse", "generator", False)
     assert load_recipe("seed", ["objective=bce"]).objective == "bce"
@@ -90,7 +92,7 @@ def test_a_recipe_of_your_own_is_named_after_its_file(tmp_path: Path) -> None:
         (["generator.kind=konv"], "generator.kind must be one of conv, mlp", "conv"),
         (["conditional=false"], "wrong_label_weight is 0.3, but conditional is false", "wrong_label_weight=0"),
         (["batch_size=1"], "batch_size must be at least 2 with generator.norm=batch", None),
-        (["seed=-1"], "seed must be in", None),
+        (["seed=-1"], r"seed must be in \[0, 9223372036854775807\], got -1", None),
         (["recipe=a/b"], "recipe must be a name", None),
     ],
 )
@@ -130,6 +132,23 @@ def test_an_unknown_recipe_offers_the_nearest() -> None:
     assert caught.value.hint == "did you mean quick?"
     with pytest.raises(ConfigError, match=r"there is no recipe file no/such\.toml"):
         load_recipe("no/such.toml")
+
+
+def test_only_a_name_that_is_close_is_suggested() -> None:
+    """A name like none that there is gets no guess; for a setting, the command that lists them all."""
+    for ask in (lambda: load_recipe("quick", ["generator.kind=transformer"]), lambda: load_recipe("stylegan")):
+        with pytest.raises(ConfigError) as caught:
+            ask()
+        assert caught.value.hint is None
+    with pytest.raises(ConfigError, match="there is no setting 'zzz'") as caught:
+        load_recipe("quick", ["zzz=1"])
+    assert caught.value.hint == "ganserve train --dry-run prints every setting"
+
+
+def test_a_configuration_is_a_mapping() -> None:
+    """JSON that is a list is refused as what it is."""
+    with pytest.raises(ConfigError, match="a configuration is a group of settings, got list"):
+        from_dict([])  # type: ignore[arg-type]
 
 
 def test_a_configuration_without_a_recipe_name_is_refused() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ganserve.errors import TrainingDivergedError
-from training.health import Watch
+from training.health import Watch, check_weights
 
 
 def scalar(value: float) -> torch.Tensor:
@@ -32,3 +32,14 @@ def test_the_first_bad_step_is_remembered(bad: float) -> None:
         watch.read()
     assert (caught.value.step, caught.value.quantity) == (2, "norm")
     assert caught.value.value == bad or (math.isnan(bad) and math.isnan(caught.value.value))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_spoilt_weight_is_named(bad: float) -> None:
+    """The first parameter or batch statistic that is not finite is the error; counters and finite weights are not."""
+    networks = {"generator": torch.nn.Linear(2, 2), "discriminator": torch.nn.BatchNorm1d(3)}
+    check_weights(5, networks)
+    networks["discriminator"].get_buffer("running_var")[1] = bad
+    with pytest.raises(TrainingDivergedError, match=f"step 5: discriminator.running_var is {bad}") as caught:
+        check_weights(5, networks)
+    assert (caught.value.step, caught.value.quantity) == (5, "discriminator.running_var")

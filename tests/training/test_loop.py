@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ganserve import atomic
-from ganserve.errors import CheckpointError, ConfigError, DataError, RunError, TrainingDivergedError
-from training import losses, run_dir
+from ganserve.errors import CheckpointError, ConfigError, DataError, RunError, TrainingDivergedError, TrainingError
+from training import loop, losses, run_dir
 from training.checkpoint import load_generator, verify_checkpoint
 from training.config import TrainingConfig, list_recipes, to_dict
 from training.loop import train
 from training.losses import Objective
 from training.progress import SilentProgress
+from training.state import new_state
 
 MakeConfig = Callable[..., TrainingConfig]
 CLOCK = ("seconds", "images_per_s")  # what two runs of one configuration do not have in common
@@ -151,6 +153,18 @@ def test_a_damaged_checkpoint_is_skipped_on_resume(make_config: MakeConfig, tmp_
         train(config, tmp_path / "run", resume=True)
 
 
+def test_what_a_resume_leaves_behind_is_not_in_its_way(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Damaged checkpoints after the one that is resumed are removed, so none of them outlives the next one written."""
+    every = ("log.checkpoint_every_steps=2", "log.keep_checkpoints=9")
+    run = train(make_config("steps=8", *every), tmp_path / "run").run
+    for checkpoint in run_dir.checkpoints(run)[2:]:
+        (checkpoint / "generator.safetensors").write_bytes(b"damage")
+    result = train(make_config("steps=5", "log.keep_checkpoints=1"), run, resume=True)
+    assert run_dir.checkpoints(run) == [result.checkpoint]
+    assert result.checkpoint.name == "step-00000005"
+    assert run_dir.best_checkpoint(run)[1] == "latest, step 5"
+
+
 def test_a_finished_run_stays_as_it_is(make_config: MakeConfig, tmp_path: Path) -> None:
     """Resuming it trains nothing; with more steps it goes on."""
     config = make_config()
@@ -183,9 +197,10 @@ def test_a_run_is_resumed_as_it_was_started(
     train(make_config("steps=2"), tmp_path / "run")
     with pytest.raises(RunError, match=r"belongs to another configuration: optimizer.lr was 0.00\d+ and is 0.5"):
         train(make_config("optimizer.lr=0.5"), tmp_path / "run", resume=True)
-    other = make_data(images=50, name="other")
-    with pytest.raises(RunError, match=r"was trained on digits .* not on this other"):
-        train(make_config(f"data.dir={other}"), tmp_path / "run", resume=True)
+    for name, facts in {"other": {"images": 50}, "more": {"classes": 5}, "larger": {"width": 9}}.items():
+        other = make_data(name=name, **facts)
+        with pytest.raises(RunError, match=rf"was trained on digits .* not on this {name}"):
+            train(make_config(f"data.dir={other}"), tmp_path / "run", resume=True)
     with pytest.raises(RunError, match="is not a run"):
         train(make_config(), tmp_path / "nowhere", resume=True)
     assert not (tmp_path / "nowhere").exists()
@@ -214,8 +229,58 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(
     with pytest.raises(TrainingDivergedError, match="diverged at step 3: loss_generator is nan") as caught:
         train(make_config(), tmp_path / "run")
     assert (caught.value.step, caught.value.quantity) == (3, "loss_generator")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("start another run with a lower optimizer.lr")  # a resume would refuse it
     assert run_dir.best_checkpoint(tmp_path / "run")[1] == "latest, step 2"
     assert [point["step"] for point in run_dir.read_metrics(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_spoilt_weights_are_not_saved(make_config: MakeConfig, tmp_path: Path, step: int) -> None:
+    """An update that made a weight infinite leaves every quantity of its step finite: the checkpoint is refused."""
+    config = make_config("log.checkpoint_every_steps=1", "log.keep_checkpoints=9")
+    weights: list[torch.Tensor] = []
+
+    def spoil() -> None:
+        with torch.no_grad():
+            weights[0][0, 0] = math.inf
+
+    def capture(*arguments: Any) -> Any:
+        state = new_state(*arguments)
+        weights.append(state.generator.get_parameter("input.latent.weight"))
+        return state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "new_state", capture)
+        with pytest.raises(TrainingDivergedError, match=rf"step {step}: generator\.input\.latent\.weight is inf"):
+            train(config, tmp_path / "run", progress=At(step, spoil))
+    assert len(run_dir.checkpoints(tmp_path / "run")) == step - 1
+
+
+def test_an_optimizer_that_divides_by_nothing_is_noticed(make_config: MakeConfig, tmp_path: Path) -> None:
+    """With an epsilon that float32 does not know, a weight without a gradient becomes 0/0 in the very first update."""
+    with pytest.raises(TrainingDivergedError, match=r"step 1: generator\..* is nan"):
+        train(make_config("optimizer.eps=1e-300", "steps=1", "batch_size=2"), tmp_path / "run")
+    assert run_dir.checkpoints(tmp_path / "run") == []
+
+
+def test_too_little_memory_is_a_named_error(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch and NumPy say of it becomes ours, with what to lower; any other RuntimeError stays a bug."""
+    for allocate in (lambda *_: torch.empty(2**60), lambda *_: np.empty(2**50)):
+        monkeypatch.setattr(loop, "new_state", allocate)
+        with pytest.raises(TrainingError, match="there is not enough memory on cpu") as caught:
+            train(make_config(), tmp_path / "run", device="cpu")
+        assert caught.value.hint is not None
+        assert "batch_size" in caught.value.hint
+
+    def bug(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(loop, "new_state", bug)
+    with pytest.raises(RuntimeError, match="mat1"):
+        train(make_config(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("failing", range(1, 40, 6))
@@ -235,10 +300,13 @@ def test_a_full_disk_is_a_named_error_and_loses_nothing(
         sync(path)
 
     monkeypatch.setattr(atomic, "_sync", full)
+    error = None
     try:
         train(config, tmp_path / "run")
     except RunError as err:
-        assert "cannot be written: No space left on device" in str(err)  # noqa: PT017  # a late one may not happen
+        error = err
+    assert (error is not None) == (calls >= failing)  # a run may have fewer flushes than `failing`
+    assert error is None or "cannot be written: No space left on device" in str(error)
     monkeypatch.setattr(atomic, "_sync", sync)
     train(config, tmp_path / "run", resume=(tmp_path / "run" / "config.json").exists())
     assert outcome(tmp_path / "run") == whole

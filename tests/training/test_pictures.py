@@ -1,6 +1,7 @@
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -39,3 +40,10 @@ def test_curves_are_a_picture() -> None:
     point = {"step": 1, "loss_discriminator": 1.0, "loss_generator": 2.0, "d_real": 0.6, "d_fake": 0.4}
     for points in ([point], [point, point | {"step": 2}]):
         assert Image.open(io.BytesIO(curves_png(points, title="quick-1"))).size == (990, 660)
+
+
+@pytest.mark.parametrize("title", ["$\\nothing$", "\udcff", "a\nb\x00", "\u2603 \U0001f600 \u4e2d"])
+def test_any_name_can_be_a_title(title: str) -> None:
+    """No formula, no bytes that are no UTF-8, no control character and no missing glyph stops the curves."""
+    point = {"step": 1, "loss_discriminator": 1.0, "loss_generator": 2.0, "d_real": 0.6, "d_fake": 0.4}
+    assert Image.open(io.BytesIO(curves_png([point], title=title))).size == (990, 660)

@@ -1,10 +1,16 @@
 import json
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from training.config import TrainingConfig, from_dict
+import pytest
+
+from ganserve.errors import ConfigError, RunError
+from training.config import TrainingConfig, load_recipe
+from training.loop import train
 from training.plan import plan
+
+MakeConfig = Callable[..., TrainingConfig]
+MakeData = Callable[..., Path]
 
 
 def test_a_plan_says_what_would_happen_and_writes_nothing(
@@ -26,8 +32,30 @@ def test_a_plan_says_what_would_happen_and_writes_nothing(
     assert json.loads(json.dumps(planned.to_dict()))["generator_parameters"] == planned.generator_parameters > 0
 
 
-def test_what_a_plan_prints_is_a_recipe(make_config: Callable[..., TrainingConfig], tmp_path: Path) -> None:
-    """Everything after the first empty line is TOML that describes the same run."""
-    config = make_config()
-    printed = str(plan(config, tmp_path / "x", device="cpu")).split("\n\n", 1)[1]
-    assert from_dict(tomllib.loads(printed)) == config
+def test_what_a_plan_prints_is_a_recipe(make_config: MakeConfig, make_data: MakeData, tmp_path: Path) -> None:
+    """`--dry-run > x.toml` is a recipe of the same run, whatever the folders are called."""
+    folder = make_data(name='a "b" \\ \x7f\nc')
+    config = make_config(f"data.dir={folder}")
+    (tmp_path / "x.toml").write_text(str(plan(config, tmp_path / "r\nun", device="cpu")) + "\n")
+    assert load_recipe(str(tmp_path / "x.toml")) == config
+
+
+def test_a_plan_refuses_what_training_refuses(make_config: MakeConfig, make_data: MakeData, tmp_path: Path) -> None:
+    """Wrong labels of one class, an existing run, and resuming nothing, or with another configuration or other data."""
+    ones, other = make_data(classes=1, name="ones"), make_data(classes=5, name="other")
+    with pytest.raises(ConfigError, match="has one class only"):
+        plan(make_config(f"data.dir={ones}"), tmp_path / "x")
+    run = train(make_config("steps=2"), tmp_path / "run").run
+    with pytest.raises(RunError, match="exists already"):
+        plan(make_config(), run)
+    with pytest.raises(RunError, match=r"another configuration: optimizer\.lr"):
+        plan(make_config("optimizer.lr=0.5"), run, resume=True)
+    with pytest.raises(RunError, match="was trained on digits"):
+        plan(make_config(f"data.dir={other}"), run, resume=True)
+    with pytest.raises(RunError, match="is not a run"):
+        plan(make_config(), tmp_path / "nowhere", resume=True)
+    with pytest.raises(RunError, match="File name too long"):
+        plan(make_config(), tmp_path / ("x" * 300))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert plan(make_config("steps=9"), run, resume=True).config.steps == 9
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}

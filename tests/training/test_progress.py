@@ -51,3 +51,20 @@ def test_a_terminal_gets_one_live_line() -> None:
         "step-00000050.png",
     ):
         assert text in shown
+
+
+def test_a_rate_that_rounds_to_nothing_has_no_end_in_sight() -> None:
+    """An image that takes half a minute is 0.0 images/s: a line all the same."""
+    stream = io.StringIO()
+    PlainProgress(stream).logged(POINT | {"images_per_s": 0.0})
+    assert "0 images/s  eta unknown" in stream.getvalue()
+
+
+def test_a_name_is_no_markup() -> None:
+    """A run called like one of rich's tags is shown as it is called."""
+    stream = io.StringIO()
+    progress = LiveProgress(Console(file=stream, force_terminal=True, width=200))
+    progress.started(run=Path("runs/[/x]"), step=0, steps=1)
+    progress.wrote("sheet", Path("runs/[/x]/sheets/[red]1.png"))
+    progress.finished()
+    assert "runs/[/x]/sheets/[red]1.png" in stream.getvalue()

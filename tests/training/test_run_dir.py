@@ -31,6 +31,37 @@ def test_runs_are_numbered_by_recipe(tmp_path: Path) -> None:
     assert run_dir.new_run(tmp_path, "quick").name == "quick-11"
 
 
+def test_two_runs_at_once_get_two_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes the directory has the number: one that another process took in between is passed over."""
+    numbered, raced = run_dir.new_run, False
+
+    def slow(runs: Path, recipe: str) -> Path:
+        nonlocal raced
+        run = numbered(runs, recipe)
+        if not raced:
+            raced = True
+            run.mkdir(parents=True)  # by the other process, after this one had looked
+        return run
+
+    monkeypatch.setattr(run_dir, "new_run", slow)
+    with run_dir.claimed_run(tmp_path / "runs", "quick") as run:
+        assert run.name == "quick-2"
+        assert run.is_dir()
+
+
+def test_a_number_is_given_back_unused(tmp_path: Path) -> None:
+    """A run that could not start leaves nothing; one that has written something stays; no place is a named error."""
+    with pytest.raises(RunError, match="too bad"), run_dir.claimed_run(tmp_path / "runs", "quick"):
+        raise RunError("too bad")
+    assert list(tmp_path.iterdir()) == []
+    with run_dir.claimed_run(tmp_path / "runs", "quick") as run:
+        (run / "config.json").touch()
+    assert run.is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file cannot be written"), run_dir.claimed_run(tmp_path / "file", "quick"):
+        pass
+
+
 def test_the_newest_run_is_the_one_written_to_last(tmp_path: Path) -> None:
     """Not the one with the last name; a folder that is no run is not considered."""
     make_run(tmp_path, "quick-2", age_s=50)
@@ -75,6 +106,9 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="quick-1 has no checkpoint yet") as caught:
         run_dir.best_checkpoint(run)
     assert caught.value.hint == "ganserve train --run quick-1 --resume"
+    with pytest.raises(RunError) as caught:
+        run_dir.best_checkpoint(make_run(tmp_path, "my run", age_s=0))
+    assert caught.value.hint == "ganserve train --run 'my run' --resume"
 
 
 def test_unfinished_checkpoints_are_not_seen(tmp_path: Path) -> None:
@@ -82,6 +116,30 @@ def test_unfinished_checkpoints_are_not_seen(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".step-00000002.tmp-1-ab").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-00000001").mkdir()
     assert [path.name for path in run_dir.checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    """Also beyond the eight digits that their names are padded to."""
+    for step in (100_000_000, 99_999_999, 1_000_000_000):
+        run_dir.checkpoint_path(tmp_path, step).mkdir(parents=True)
+    assert [path.name for path in run_dir.checkpoints(tmp_path)] == [
+        "step-99999999",
+        "step-100000000",
+        "step-1000000000",
+    ]
+
+
+def test_the_newest_checkpoint_is_never_pruned(tmp_path: Path) -> None:
+    """What was just written stays, whatever steps are beside it; the rest of `keep` are the latest of the others."""
+    for step in (10, 20, 30, 40):
+        run_dir.checkpoint_path(tmp_path, step).mkdir(parents=True)
+    newest = run_dir.checkpoint_path(tmp_path, 20)
+    run_dir.remove_old_checkpoints(tmp_path, 9, newest=newest)
+    assert len(run_dir.checkpoints(tmp_path)) == 4
+    run_dir.remove_old_checkpoints(tmp_path, 2, newest=newest)
+    assert [path.name for path in run_dir.checkpoints(tmp_path)] == ["step-00000020", "step-00000040"]
+    run_dir.remove_old_checkpoints(tmp_path, 1, newest=newest)
+    assert run_dir.checkpoints(tmp_path) == [newest]
 
 
 def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
@@ -114,8 +172,15 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunError, match=r"config.json cannot be read"):
         run_dir.load_config(tmp_path)
-    (tmp_path / "config.json").write_text('{"recipe": "x", "new_key": 1}')
-    with pytest.raises(ConfigError, match="there is no setting 'new_key'"):
+    for content, message in (
+        ('{"recipe": "x", "new_key": 1}', "there is no setting 'new_key'"),
+        ("[]", "a configuration is a group of settings, got list"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ConfigError, match=rf"config\.json: {message}"):
+            run_dir.load_config(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match=r"config\.json cannot be read"):
         run_dir.load_config(tmp_path)
 
 

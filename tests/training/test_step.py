@@ -14,7 +14,7 @@ from training.state import TrainingState, new_state
 from training.step import DiscriminatorReport, discriminator_step, generator_step
 
 MakeConfig = Callable[..., TrainingConfig]
-FACTS = DatasetFacts(name="x", images=8, num_classes=3, height=8, width=8, channels=1, digest="")
+FACTS = DatasetFacts(name="x", images=8, class_names=tuple("012"), height=8, width=8, channels=1, digest="")
 LABELS = torch.arange(6) % 3
 
 

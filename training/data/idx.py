@@ -31,7 +31,8 @@ def read_idx(path: Path, *, dimensions: int | None = None) -> npt.NDArray[np.uin
         uint8, in the shape that the file states.
 
     Raises:
-        DataError: the file is missing, unreadable, no regular file, not IDX, of another type or rank, or not as long as it states.
+        DataError: the file is missing, unreadable, not a regular file, not IDX, of another type or rank, or not as long
+            as it states.
     """
     return read_idx_and_digest(path, dimensions=dimensions)[0]
 

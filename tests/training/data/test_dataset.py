@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,3 +84,41 @@ def test_images_and_labels_must_belong_together(
     (folder / "train-labels-idx1-ubyte").write_bytes(as_idx(np.zeros(0, dtype=np.uint8)))
     with pytest.raises(DataError, match=r"has no pixels: its shape is \[0, 28, 28\]"):
         load_dataset(folder, "train")
+
+
+def test_labels_are_numbered_by_the_classes_that_there_are(
+    make_data: MakeData, as_idx: Callable[[npt.NDArray[np.uint8]], bytes]
+) -> None:
+    """Labels 1, 26 and 7 become 0, 2 and 1, named after what they were; the test split follows the train split."""
+    folder = make_data(images=4)
+    (folder / "train-labels-idx1-ubyte").write_bytes(as_idx(np.array([1, 26, 7, 26], dtype=np.uint8)))
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(as_idx(np.array([7, 7, 26, 7], dtype=np.uint8)))
+    train, test = load_dataset(folder, "train"), load_dataset(folder, "test")
+    assert train.facts.class_names == test.facts.class_names == ("1", "7", "26")
+    assert train.num_classes == test.num_classes == 3
+    assert train.labels.tolist() == [0, 2, 1, 2]
+    assert test.labels.tolist() == [1, 1, 2, 1]
+    assert train.labels.dtype == np.int64
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(as_idx(np.array([7, 7, 8, 7], dtype=np.uint8)))
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte has label 8, which no image of the train split has"):
+        load_dataset(folder, "test")
+
+
+@pytest.mark.parametrize("size", [(1, 4097), (4097, 1)])
+def test_images_too_large_to_serve_are_refused(make_data: MakeData, size: tuple[int, int]) -> None:
+    """A side above 4096 fits no manifest: it is an error before a run is trained on it. 4096 is welcome."""
+    height, width = size
+    with pytest.raises(DataError, match=f"up to 4096 x 4096, got {height} x {width}"):
+        load_dataset(make_data(images=3, height=height, width=width, classes=1), "train")
+    assert load_dataset(make_data(images=3, height=1, width=4096, name="wide"), "train").facts.width == 4096
+
+
+def test_what_is_no_regular_file_is_refused(make_data: MakeData) -> None:
+    """A named pipe or a directory under a data file's name is an error that says so, at once."""
+    file = make_data() / "train-labels-idx1-ubyte"
+    file.unlink()
+    for make in (os.mkfifo, os.mkdir):
+        make(file)
+        with pytest.raises(DataError, match="train-labels-idx1-ubyte cannot be read: it is not a regular file"):
+            load_dataset(file.parent, "train")
+        file.unlink() if make is os.mkfifo else file.rmdir()

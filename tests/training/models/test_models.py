@@ -84,7 +84,7 @@ def test_every_pair_of_players_trains(
 ) -> None:
     """Two steps change every parameter of both players, with R1, whatever is combined."""
     config = tiny(generator_kind, discriminator_kind, conditional, optimizer)
-    facts = DatasetFacts(name="x", images=8, num_classes=3, height=9, width=8, channels=1, digest="")
+    facts = DatasetFacts(name="x", images=8, class_names=tuple("012"), height=9, width=8, channels=1, digest="")
     state = new_state(config, facts, torch.device("cpu"))
     before = [one.clone() for player in (state.generator, state.discriminator) for one in player.parameters()]
     labels = torch.arange(6) % 3 if conditional else None
@@ -115,7 +115,9 @@ def test_every_pair_of_players_trains(
 def test_the_article_networks_have_the_article_sizes() -> None:
     """100 -> 128 -> 128 -> 784 and 784 -> 128 -> 128 -> 1, biases included."""
     config = load_recipe("seed")
-    facts = DatasetFacts(name="mnist", images=1, num_classes=10, height=28, width=28, channels=1, digest="")
+    facts = DatasetFacts(
+        name="mnist", images=1, class_names=tuple("0123456789"), height=28, width=28, channels=1, digest=""
+    )
     generator, discriminator = build_generator(config, facts), build_discriminator(config, facts)
     assert parameters(generator) == 101 * 128 + 129 * 128 + 129 * 784
     assert parameters(discriminator) == 785 * 128 + 129 * 128 + 129
@@ -142,7 +144,7 @@ def test_conditional_batch_norm_is_batch_norm_with_a_table() -> None:
 def test_the_memory_layout_changes_no_result(make_config: Callable[..., TrainingConfig]) -> None:
     """Channels-last weights compute what contiguous ones do, in training and in evaluation mode."""
     config = make_config()
-    facts = DatasetFacts(name="x", images=8, num_classes=3, height=8, width=8, channels=1, digest="")
+    facts = DatasetFacts(name="x", images=8, class_names=tuple("012"), height=8, width=8, channels=1, digest="")
     torch.manual_seed(0)
     plain = build_generator(config, facts)
     fast = build_generator(config, facts)
