@@ -93,6 +93,14 @@ class Served:
         self._socket.close()
         assert not self._thread.is_alive()
 
+    def stop(self) -> None:
+        """Tells it to stop, and does not wait."""
+        self._server.should_exit = True
+
+    def connections(self) -> list[Any]:
+        """The protocol objects of its open connections."""
+        return list(self._server.server_state.connections)
+
     def connect(self) -> Connection:
         """A connection to it."""
         return Connection(self.port)

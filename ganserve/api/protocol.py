@@ -15,10 +15,12 @@ import asyncio
 import functools
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import uvicorn
 from uvicorn.protocols.http import auto
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, HttpToolsProtocol
 
 from ganserve.api.app import FrontDoor
@@ -41,7 +43,11 @@ from ganserve.errors import BodyTooLargeError, RequestError, SlowRequestError
 
 logger = logging.getLogger(__name__)
 
-MAX_PIPELINED = 64  # unanswered requests on one connection; more are left in the socket
+MAX_PIPELINED = 64  # unanswered requests on one connection; more are not parsed, then left in the socket
+_SLICE_BYTES = 2048  # parsed at once: a request, or a few dozen of the smallest
+_MESSAGES_A_TURN = 16  # requests of one connection in one turn of the loop: then others have theirs
+_MAX_HEAD_BYTES = 1 << 16
+_MAX_HEADERS = 100
 _WATCH_S = 1.0  # how often a connection is looked at for being idle or slow
 _NEEDED = ("on_message_begin", "on_headers_complete", "on_body", "on_message_complete", "_start_asgi_task", "shutdown")
 
@@ -50,6 +56,26 @@ class _Busy:
     """Stands in for a uvicorn cycle that is not complete: what comes next has to queue up behind it."""
 
     response_complete = False
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control decides whether requests are parsed; the protocol decides whether bytes are read."""
+
+    def __init__(self, transport: asyncio.Transport, on_change: Callable[[], None]) -> None:
+        super().__init__(transport)
+        self._on_change = on_change
+
+    def pause_reading(self) -> None:
+        """Somebody has enough for now."""
+        if not self.read_paused:
+            self.read_paused = True
+            self._on_change()
+
+    def resume_reading(self) -> None:
+        """Whoever had enough wants more."""
+        if self.read_paused:
+            self.read_paused = False
+            self._on_change()
 
 
 class _Exchange:
@@ -65,7 +91,6 @@ class _Exchange:
         "path",
         "query",
         "response",
-        "size",
         "undo",
     )
 
@@ -78,7 +103,6 @@ class _Exchange:
         self.head_only = method == "HEAD"
         self.keep_alive = True
         self.body: list[bytes] = []
-        self.size = 0
         self.response: Response | None = None
         self.undo: Any = None  # called if the client leaves: what stops the work
 
@@ -91,30 +115,87 @@ class FastProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client connected."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self._reading_changed)
         self._waiting: deque[_Exchange] = deque()
         self._receiving: _Exchange | None = None
-        self._closing = False
-        self._started_at: float | None = None  # when the request began that is still arriving
-        self._active_at = self.loop.time()
-        settings = self.door.settings
-        if len(self.connections) > settings.max_connections:
+        self._stash: deque[memoryview] = deque()  # what was read and is not parsed yet
+        self._feed_handle: asyncio.Handle | None = None
+        self._stopped_reading = False
+        self._closing = False  # no further request is answered
+        # Of the message that is arriving:
+        self._in_message = self._in_head = self._ignored = False
+        self._message_bytes = self._body_bytes = 0
+        self._messages = 0
+        self._started_at = self._active_at = self._drained_at = self.loop.time()
+        self._undrained_bytes = 0
+        self._watch_timer = self.loop.call_later(_WATCH_S, self._watch)
+        if len(self.connections) > self.door.settings.max_connections:
             transport.write(_TOO_MANY)
             transport.close()
-        self._watch_timer = self.loop.call_later(_WATCH_S, self._watch)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: what it asked for is not computed."""
+        self._closing = True
         self._watch_timer.cancel()
+        self._stash.clear()
         for exchange in self._waiting:
             if exchange.undo is not None:
                 exchange.undo()
         self._waiting.clear()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes of one or several requests."""
-        self._active_at = self.loop.time()
-        super().data_received(data)
+        """Some bytes of one or several requests: parsed in slices, as far as there is room for their answers."""
+        self._unset_keepalive_if_required()
+        self._stash.append(memoryview(data))
+        self._feed()
+
+    def _feed(self) -> None:
+        """Parses what was read, until too much is owed to this client or it is the turn of others."""
+        self._feed_handle = None
+        self._messages = 0
+        while self._stash and self._messages < _MESSAGES_A_TURN and not self._blocked():
+            if self.transport.is_closing() or (self._closing and not self._in_message):
+                self._stash.clear()
+                return
+            piece = self._stash.popleft()
+            if len(piece) > _SLICE_BYTES:
+                self._stash.appendleft(piece[_SLICE_BYTES:])
+                piece = piece[:_SLICE_BYTES]
+            self._message_bytes += len(piece)
+            super().data_received(piece)  # type: ignore[arg-type]  # the parser takes any buffer
+            # Heads and trailers, and a value without an end of which the parser tells nothing; chunks cost up to 6
+            # bytes for each of the body.
+            if self._in_message and self._message_bytes > _MAX_HEAD_BYTES + 6 * self._body_bytes:
+                self._refuse(431, f"a request's head may have {_MAX_HEAD_BYTES} bytes")
+        if self._stash and not self._blocked():
+            self._feed_soon()
+        self._set_reading(not self._stash and not self.flow.read_paused)
+
+    def _reading_changed(self) -> None:
+        """The flow control was told to pause, or to go on."""
+        if self.flow.read_paused:
+            self._set_reading(False)
+        else:
+            self._feed_soon()
+
+    def _feed_soon(self) -> None:
+        if self._feed_handle is None and not self.transport.is_closing():
+            self._feed_handle = self.loop.call_soon(self._feed)
+
+    def _blocked(self) -> bool:
+        """Whether nothing more may be parsed now: uvicorn or a slow reader says so, or enough answers are owed."""
+        owed = len(self._waiting) + len(self.pipeline)
+        return self.flow.read_paused or self.flow.write_paused or (owed >= MAX_PIPELINED and not self._in_message)
+
+    def _set_reading(self, wanted: bool) -> None:
+        if wanted == self._stopped_reading and not self.transport.is_closing():
+            self._stopped_reading = not wanted
+            if wanted:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
 
     # The parser's callbacks, in the order in which it calls them.
 
@@ -124,10 +205,26 @@ class FastProtocol(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._receiving = None
-        self._started_at = self._active_at
+        self._in_message, self._in_head, self._ignored = True, True, self._closing
+        self._message_bytes = self._body_bytes = 0
+        self._started_at = self._active_at = self.loop.time()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; trailers, which come after the body, are not headers (RFC 9110, section 6.5.1)."""
+        if not self._in_head:
+            return
+        if len(self.headers) < _MAX_HEADERS:
+            super().on_header(name, value)
+        else:
+            self._refuse(431, f"a request may have {_MAX_HEADERS} headers")
 
     def on_headers_complete(self) -> None:
         """The head is there: ours or uvicorn's?"""
+        self._in_head = False
+        self._started_at = self.loop.time()
+        if self._ignored or self._closing:
+            self._ignored = True
+            return
         exchange = self._claim()
         if exchange is None:
             self._hand_over()
@@ -139,20 +236,18 @@ class FastProtocol(HttpToolsProtocol):
             check_announced(self.headers, self.door.settings.max_body_bytes)
         except RequestError as err:
             self._answer(exchange, tell(err, exchange.path))
-        if len(self._waiting) >= MAX_PIPELINED:
-            self.flow.pause_reading()
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
+        self._body_bytes += len(body)
         exchange = self._receiving
+        if self._ignored or (exchange is not None and exchange.response is not None):
+            return  # refused already: the rest is read and forgotten, so that the connection lives
         if exchange is None:
             super().on_body(body)
             return
-        if exchange.response is not None:
-            return  # refused already: the rest is read and forgotten, so that the connection lives
-        exchange.size += len(body)
         limit = self.door.settings.max_body_bytes
-        if exchange.size > limit:
+        if self._body_bytes > limit:
             error = BodyTooLargeError(f"the body may have {limit} bytes; it is larger")
             self._answer(exchange, tell(error, exchange.path))
             return
@@ -160,12 +255,54 @@ class FastProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The whole request is there."""
-        self._started_at = None
+        self._in_message = False
+        self._messages += 1
+        self._active_at = self.loop.time()
         exchange, self._receiving = self._receiving, None
+        if self._ignored:
+            return
         if exchange is None:
             super().on_message_complete()
         elif exchange.response is None:
             self._begin(exchange)
+
+    def on_response_complete(self) -> None:
+        """Uvicorn has answered one of its requests."""
+        super().on_response_complete()
+        self._active_at = self.loop.time()
+        self._feed_soon()
+
+    def _should_upgrade(self) -> bool:
+        """Nothing here speaks websocket: an upgrade is an ordinary request, answered in its turn."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Anybody can ask for an upgrade: nothing for the log."""
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser cannot go on: what is owed is answered first."""
+        self._refuse(400, msg)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Ends the connection with a last answer, behind those that are owed."""
+        if self._closing:
+            return
+        self._closing = self._ignored = True
+        exchange, self._receiving = self._receiving, None
+        if exchange is not None and exchange.response is not None:
+            self.transport.close()  # it was answered already, and its rest is not what it should be
+        elif self._uvicorns_turn() or self.pipeline:
+            if self._in_message and not self._in_head:
+                self.transport.close()  # uvicorn waits for a body that will not come
+            else:
+                self.cycle.keep_alive = False
+        else:
+            if exchange is None:
+                exchange = _Exchange(_NO_MATCH, "GET", "/", b"", [])
+                self._waiting.append(exchange)
+            exchange.keep_alive = False
+            body = message.encode()
+            self._answer(exchange, Response(status=status, content_type="text/plain; charset=utf-8", body=body))
 
     # Ours, from claim to answer.
 
@@ -192,14 +329,20 @@ class FastProtocol(HttpToolsProtocol):
 
     def _hand_over(self) -> None:
         """Makes the request uvicorn's, behind those of ours that are not answered yet."""
-        self._started_at = None  # from here on the front door has the time-outs
         url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect_100_continue
         self.headers.extend(headers)
+        previous = self.cycle
         if self._waiting:
             self.cycle = _Busy()  # type: ignore[assignment]  # all that on_headers_complete looks at
-        super().on_headers_complete()
+        try:
+            super().on_headers_complete()
+        except Exception:  # a URL that it cannot parse
+            self.cycle = previous
+            raise
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False  # the parser takes what follows an upgrade for another protocol
 
     def _begin(self, exchange: _Exchange) -> None:
         """Runs the handler here if that is cheap, else in a task."""
@@ -277,20 +420,20 @@ class FastProtocol(HttpToolsProtocol):
         while keep_alive and self._waiting and (response := self._waiting[0].response) is not None:
             exchange = self._waiting.popleft()
             keep_alive = exchange.keep_alive and response.headers.get("connection") != "close"
-            if self._closing and not self._waiting:
-                keep_alive = False
             pieces.append(self._serialized(exchange, response, keep_alive=keep_alive))
             self.server_state.total_requests += 1
             self.door.count(exchange.match.template, response.status)
         self._active_at = self.loop.time()
         self.transport.write(b"".join(pieces))
         if not keep_alive:
+            self._closing = True
             self.transport.close()
-        elif not self._waiting and self.pipeline:
+            return
+        if not self._waiting and self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
-        elif len(self._waiting) < MAX_PIPELINED and not self.flow.write_paused:
-            self.flow.resume_reading()
+        if self._stash:
+            self._feed_soon()
 
     def _serialized(self, exchange: _Exchange, response: Response, *, keep_alive: bool) -> bytes:
         """Status line, headers and body, as uvicorn would write them."""
@@ -315,24 +458,35 @@ class FastProtocol(HttpToolsProtocol):
     # The connection's life.
 
     def _watch(self) -> None:
-        """Once a second: closes a connection that is idle, or whose request does not arrive."""
-        now = self.loop.time()
-        settings = self.door.settings
-        if self._started_at is not None:
-            limit_ms = settings.header_timeout_ms if self._receiving is None else settings.body_timeout_ms
+        """Once a second: ends a connection that is idle, whose request does not arrive, or that does not read."""
+        self._watch_timer = self.loop.call_later(_WATCH_S, self._watch)
+        now, settings = self.loop.time(), self.door.settings
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent < self._undrained_bytes:
+            self._drained_at = now
+        self._undrained_bytes = unsent
+        if now - self._drained_at > settings.body_timeout_ms / 1e3:
+            self.transport.abort()  # close() would wait for the client to read
+        elif unsent or self._stash or self.flow.read_paused or self.transport.is_closing():
+            return  # busy, or ending already
+        elif self._in_message:
+            limit_ms = settings.header_timeout_ms if self._in_head else settings.body_timeout_ms
             if now - self._started_at > limit_ms / 1e3:
                 self._give_up(limit_ms)
-                return
         elif now - self._active_at > self.timeout_keep_alive and not self._waiting and not self._uvicorns_turn():
             self.transport.close()
-            return
-        self._watch_timer = self.loop.call_later(_WATCH_S, self._watch)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Uvicorn's own timer: `_watch` knows better, whether or not a request is arriving."""
 
     def _give_up(self, limit_ms: float) -> None:
         """Tells a client that is too slow so, and closes: what it sends next could be anything."""
-        exchange, what = self._receiving, "head" if self._receiving is None else "body"
+        exchange, what = self._receiving, "head" if self._in_head else "body"
         error = SlowRequestError(f"the {what} did not arrive within {limit_ms:g} ms")
-        if exchange is None and not self._waiting and not self._uvicorns_turn():
+        if exchange is None and self._uvicorns_turn():
+            return  # the front door has a time-out for its bodies
+        self._closing = self._ignored = True
+        if exchange is None and not self._waiting and self._in_head:
             exchange = _Exchange(_NO_MATCH, "GET", "/", b"", [])
             self._waiting.append(exchange)
         if exchange is not None and exchange.response is None:
@@ -341,22 +495,22 @@ class FastProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """The client reads too slowly: nothing more is read from it until it has caught up."""
+        """The client reads too slowly: nothing more is parsed or read until it has caught up."""
         super().pause_writing()
-        self.flow.pause_reading()
+        self._set_reading(False)
 
     def resume_writing(self) -> None:
         """It has caught up."""
         super().resume_writing()
-        if len(self._waiting) < MAX_PIPELINED:
-            self.flow.resume_reading()
+        self._feed_soon()
 
     def shutdown(self) -> None:
         """The server is stopping: what was accepted is answered, then the connection closes."""
-        if self._waiting:
-            self._closing = True
+        if self._uvicorns_turn() or self.pipeline or not self._waiting:
+            super().shutdown()  # it looks at its last cycle, which is the last of all
         else:
-            super().shutdown()
+            self._waiting[-1].keep_alive = False
+        self._closing = True
 
 
 _NO_MATCH = resolve("GET", "/")  # of a request whose head never came: only its place in the queue is needed

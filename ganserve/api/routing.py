@@ -66,7 +66,8 @@ def template_of(path: str) -> str:
 
 def protocol_of(path: str) -> Protocol:
     """The protocol in whose words this path's errors are told, whether or not there is such a route."""
-    return next(protocol for protocol in PROTOCOLS if path.startswith(protocol.prefixes))
+    speaking = (protocol for protocol in PROTOCOLS if path.startswith(protocol.prefixes))
+    return next(speaking, native.PROTOCOL)  # not every target is a path: OPTIONS * is HTTP too
 
 
 def _find(path: str) -> tuple[str, Mapping[str, str]]:

@@ -334,3 +334,113 @@ def test_another_uvicorn_is_served_as_asgi(monkeypatch, caplog, context):
     protocol.install(FrontDoor(app, Settings()))
     assert auto.AutoHTTPProtocol is before
     assert "serving as plain ASGI" in caplog.text
+
+
+# What a hostile client may try.
+
+
+def head_of(path: str, *headers: str) -> bytes:
+    """A GET with these headers."""
+    return "\r\n".join([f"GET {path} HTTP/1.1", "host: x", *headers, "", ""]).encode()
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        head_of("/v1/model")[:-2] + b"".join(b"h%d: v\r\n" % index for index in range(200)),
+        head_of("/v1/model")[:-2] + b"h: " + b"v" * 200_000,
+        b"GET /" + b"v" * 200_000,
+        generate(1).replace(b"content-length: 11", b"transfer-encoding: chunked").partition(b"{")[0]
+        + b"2\r\n{}\r\n0\r\n"
+        + b"".join(b"h%d: v\r\n" % index for index in range(30_000)),
+    ],
+    ids=["many headers", "a long value", "a long path", "trailers"],
+)
+def test_endless_heads_end(served, endless):
+    """A head or trailers without an end are refused with 431 long before they fill the memory."""
+    with Raw(served.port) as raw:
+        with contextlib.suppress(ConnectionError):
+            raw.send(endless)
+        status, headers, _ = raw.answer()
+        assert (status, headers["connection"]) == (431, "close")
+
+
+def test_trailers_are_no_headers(served):
+    """What comes after a chunked body is not taken for a header."""
+    with Raw(served.port) as raw:
+        raw.send(
+            b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+            b"content-type: application/json\r\nx-request-id: trailer\r\n\r\n"
+        )
+        status, headers, _ = raw.answer()
+        assert status == 415
+        assert headers["x-request-id"] != "trailer"
+
+
+def test_what_is_owed_comes_before_a_last_refusal(serve, engine):
+    """Nonsense behind a request that is still being computed is refused after that request's answer."""
+    server = serve(dear=True)
+    server.gate.open.clear()
+    with Raw(server.port) as raw:
+        raw.send(generate(4) + b"NONSENSE\r\n\r\n")
+        assert server.gate.entered.wait(5)
+        server.gate.open.set()
+        assert is_seed(raw.answer()[2], 4, engine)
+        assert raw.answer()[0] == 400
+        assert raw.closed()
+
+
+def test_upgrades_wait_their_turn(serve, engine):
+    """A websocket upgrade behind a request that is being computed is answered after it, as the plain GET that it is."""
+    server = serve(dear=True)
+    server.gate.open.clear()
+    upgrade = head_of("/nope", "connection: upgrade", "upgrade: websocket", "sec-websocket-key: eA==")
+    with Raw(server.port) as raw:
+        raw.send(generate(4) + upgrade)
+        assert server.gate.entered.wait(5)
+        server.gate.open.set()
+        assert is_seed(raw.answer()[2], 4, engine)
+        assert raw.answer()[0] == 404
+
+
+@pytest.mark.parametrize("target", [b"OPTIONS * HTTP/1.1", b"CONNECT a:80 HTTP/1.1", b"GET http://a HTTP/1.1"])
+def test_odd_targets_are_answered(served, target):
+    """Targets that are no paths get an answer of the 400s, whatever it is, and no others suffer."""
+    with Raw(served.port) as raw:
+        raw.send(target + b"\r\nhost: x\r\n\r\n")
+        assert 400 <= raw.answer()[0] < 500
+    with Raw(served.port) as raw:
+        raw.send(head_of("/v1/model"))
+        assert raw.answer()[0] == 200
+
+
+def test_one_client_cannot_take_every_turn(served):
+    """While one client pipelines thousands of requests, another is answered at once, and the answers owed stay few."""
+    with Raw(served.port) as greedy, Raw(served.port) as other:
+        greedy.socket.settimeout(3)
+        with contextlib.suppress(TimeoutError):
+            greedy.send(head_of("/v1/model") * 5000)
+        started = time.monotonic()
+        other.send(head_of("/v1/model"))
+        assert other.answer()[0] == 200
+        assert time.monotonic() - started < 1.0
+        (connection,) = [one for one in served.connections() if len(one._stash)] or [None]
+        assert connection is None or len(connection._waiting) <= protocol.MAX_PIPELINED + 68
+
+
+def test_stopping_answers_what_was_accepted(serve, engine):
+    """A server that is told to stop answers every request that it has, ours and BentoML's, and takes no new ones."""
+    server = serve(dear=True)
+    server.gate.open.clear()
+    with Raw(server.port) as raw:
+        raw.send(generate(1) + head_of("/livez") + head_of("/v1/model"))
+        assert server.gate.entered.wait(5)
+        server.stop()
+        time.sleep(0.3)
+        with contextlib.suppress(ConnectionError):
+            raw.send(generate(2))
+        server.gate.open.set()
+        assert is_seed(raw.answer()[2], 1, engine)
+        assert raw.answer()[2].startswith(b"bentoml /livez")
+        assert raw.answer()[0] == 200
+        assert raw.closed()
