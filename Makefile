@@ -32,9 +32,9 @@ check: $(VENV)/installed-dev  ## ruff, mypy strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-train  ## time the engine against PyTorch, and the server, on the newest artifact
+bench: $(VENV)/installed-bench  ## time the engine beside PyTorch and the server beside others, on the newest artifact
 	$(BIN)/python benchmarks/engine.py
-	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving.py --quick
 
 clean:  ## remove the environment and caches; runs/ and artifacts/ stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
@@ -53,6 +53,10 @@ $(VENV)/installed-train: pyproject.toml | $(VENV)/made
 
 $(VENV)/installed-dev: $(VENV)/installed-train
 	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed-train
+	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
 $(VENV)/clients/%/installed: pyproject.toml | $(VENV)/made

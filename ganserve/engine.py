@@ -35,6 +35,8 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 GOLDEN_MAX_ABS_DIFF = 1
 GOLDEN_DIFFERING_SHARE = 0.001
 
+_PATIENCE_MS = 5.0
+
 _CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search costs 0.6 s for every new shape
     "use_tf32": "0",  # ten bits of mantissa move more than the grey level that golden images allow
@@ -184,9 +186,13 @@ class Engine:
 
 
 def _cheapest(bucket_ms: Mapping[int, float]) -> int:
-    """The smallest bucket whose time per row is within 5 % of the best: larger ones only make others wait."""
+    """The bucket to run at most: the largest within 5 % of the least time per row, but none above `_PATIENCE_MS`.
+
+    Larger batches have less overhead around them; but nobody else is served while one runs.
+    """
     per_row_ms = {rows: cost_ms / rows for rows, cost_ms in bucket_ms.items()}
-    return min(rows for rows, cost_ms in per_row_ms.items() if cost_ms <= 1.05 * min(per_row_ms.values()))
+    cheap = [rows for rows, cost_ms in per_row_ms.items() if cost_ms <= 1.05 * min(per_row_ms.values())]
+    return max((rows for rows in cheap if bucket_ms[rows] <= _PATIENCE_MS), default=min(cheap))
 
 
 class _BoundBucket:

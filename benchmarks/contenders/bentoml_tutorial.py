@@ -1,32 +1,33 @@
-"""The same graph served as BentoML's tutorials do it: an API method calls the session, behind all its middlewares."""
+"""BentoML as its tutorials do it: an API method calls the session, behind all the middlewares. JSON in."""
 
-import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import bentoml
 import numpy as np
-import onnxruntime
+from PIL.Image import Image, fromarray
 
-from ganserve import latents
-from ganserve.artifact import ONNX, open_artifact
+sys.path.insert(0, str(Path(__file__).parent))
+from graph import Graph
 
 
 @bentoml.service(http={"host": "127.0.0.1"}, logging={"access": {"enabled": False}})
 class Tutorial:
-    """Images of a seed, one session call a request."""
+    """One session call a request."""
 
     def __init__(self) -> None:
-        from pathlib import Path
+        self.graph = Graph()
 
-        artifact = open_artifact(Path(os.environ["GANSERVE_ARTIFACT"]))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.manifest = artifact.manifest
-        self.session = onnxruntime.InferenceSession(artifact.read(ONNX), options, providers=["CPUExecutionProvider"])
+    def _run(self, latents: list[list[float]], labels: list[int] | None) -> np.ndarray:
+        return self.graph.run(*self.graph.from_json({"latents": latents, "labels": labels}))
 
-    @bentoml.api
-    def generate(self, n: int, seed: int) -> dict[str, Any]:
-        """Pixels uint8 [n, H, W, C] as nested lists."""
-        rows, labels = latents.draw(seed, n, self.manifest.latent.dim, self.manifest.num_classes)
-        feeds: dict[str, np.ndarray] = {"latents": rows} | ({} if labels is None else {"labels": labels})
-        return {"pixels": self.session.run(None, feeds)[0].tolist()}
+    @bentoml.api(route="/json")
+    def as_json(self, latents: list[list[float]], labels: list[int] | None = None) -> dict[str, Any]:
+        """Numbers in, numbers out."""
+        return {"pixels": self._run(latents, labels).ravel().tolist()}
+
+    @bentoml.api(route="/png")
+    def as_png(self, latents: list[list[float]], labels: list[int] | None = None) -> Image:
+        """Numbers in, one PNG out."""
+        return fromarray(self._run(latents, labels)[0].squeeze(-1))
