@@ -288,7 +288,7 @@ def test_sigterm_finishes_what_was_accepted(tmp_path):
 
 def test_draining_is_unready_but_answers(tmp_path):
     """After SIGTERM the server is not ready, and answers all the same until its drain time is over; then it exits 0."""
-    with serve(_project(tmp_path), GANSERVE_DEVICE="cpu", GANSERVE_DRAIN_MS="1500") as server:
+    with serve(_project(tmp_path), GANSERVE_DEVICE="cpu", GANSERVE_DRAIN_MS="4000") as server:
         with Connection(server.port) as connection:
             assert connection.ask("GET", "/v2/health/ready")[0] == 200
             before = connection.pixels({"n": 2, "seed": 1})
