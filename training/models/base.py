@@ -1,12 +1,14 @@
 """What every generator and every discriminator is, and the layers that both families share."""
 
+import abc
+
 import torch
 from torch import Tensor, nn
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
 
-class Generator(nn.Module):
+class Generator(nn.Module, abc.ABC):
     """Latents, and labels if conditional, to images.
 
     Attributes:
@@ -19,6 +21,7 @@ class Generator(nn.Module):
     num_classes: int | None
     value_range: tuple[float, float]
 
+    @abc.abstractmethod
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images of the latents.
 
@@ -29,17 +32,16 @@ class Generator(nn.Module):
         Returns:
             float32 [N, C, H, W] in `value_range`.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def normalized_layers(self) -> list[tuple[nn.Module, "Norm"]]:
         """Each normalisation after the layer whose output it gets: an `nn.Linear`, a convolution or a `LatentInput`.
 
         At inference a normalisation is an affine map, which belongs in the layer before it: this is for exporters.
         """
-        raise NotImplementedError
 
 
-class Discriminator(nn.Module):
+class Discriminator(nn.Module, abc.ABC):
     """Images, and labels if conditional, to logits, by features that do not depend on the label.
 
     The conditional logit is a projection, (w + e_label) . features + b (Miyato and Koyama 2018). Its features can be
@@ -53,9 +55,9 @@ class Discriminator(nn.Module):
         if self.label_logit is not None:
             nn.init.zeros_(self.label_logit.weight)  # no opinion about classes before any was seen
 
+    @abc.abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """float32 [N, C, H, W] in the generator's value range -> float32 [N, feature_dim]."""
-        raise NotImplementedError
 
     def logits(self, features: Tensor, labels: Tensor | None) -> Tensor:
         """Positive where the images look real (and of their labels int64 [N], if conditional): float32 [N]."""
