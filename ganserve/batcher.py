@@ -313,8 +313,12 @@ class Batcher:
         while self._queue and room:
             ticket = next(iter(self._queue))
             start = ticket._next_row
-            rows = slice(start, start + room)
-            part = _Part(ticket, start, ticket.latents[rows], None if ticket.labels is None else ticket.labels[rows])
+            if start == 0 and len(ticket.latents) <= room:
+                part = _Part(ticket, 0, ticket.latents, ticket.labels)
+            else:
+                rows = slice(start, start + room)
+                labels = None if ticket.labels is None else ticket.labels[rows]
+                part = _Part(ticket, start, ticket.latents[rows], labels)
             parts.append(part)
             ticket._next_row += len(part.latents)
             self._queue_rows -= len(part.latents)
@@ -359,8 +363,8 @@ class Batcher:
             raise InferenceError(f"inference failed: {err}") from err
         if len(parts) == 1:
             return [pixels]
-        bounds = np.cumsum([len(part.latents) for part in parts])[:-1]
-        return np.split(pixels, bounds)  # views: a row's share of a batch is a slice, not a copy
+        ends = [*itertools.accumulate(len(part.latents) for part in parts)]
+        return [pixels[start:end] for start, end in itertools.pairwise([0, *ends])]  # a row's share is a view, no copy
 
     def _deliver(self, parts: list[_Part], outcome: list[Pixels | GanserveError]) -> None:
         self._running = False

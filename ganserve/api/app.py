@@ -5,7 +5,16 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from ganserve.api.exchange import check_announced, check_token, make_request, request_id, respond, tell
+from ganserve.api.exchange import (
+    check_announced,
+    check_token,
+    given_request_id,
+    header_mapping,
+    make_request,
+    new_request_id,
+    respond,
+    tell,
+)
 from ganserve.api.http import Context, Response
 from ganserve.api.routing import BENTOML_PATHS, HEALTH_PATHS, resolve, template_of
 from ganserve.errors import (
@@ -64,7 +73,8 @@ class FrontDoor:
             response = tell(err, scope["path"])
         if response is not None:
             self.count(template_of(scope["path"]), response.status)
-            await _send(response, send, request_id(scope["headers"]), head=scope["method"] == "HEAD")
+            identity = given_request_id(scope["headers"]) or new_request_id()
+            await _send(response, send, identity, head=scope["method"] == "HEAD")
 
     def count(self, route: str, status: int) -> None:
         """One request was answered; `route` is a template or "unknown", never a path."""
@@ -87,7 +97,8 @@ class FrontDoor:
         if self.context is None:
             raise OverloadedError("the server is starting")
         body = await self._read_body(scope, receive)
-        headers, limit = [(name.lower(), value) for name, value in scope["headers"]], self.settings.max_body_bytes
+        headers = header_mapping((name.lower(), value) for name, value in scope["headers"])
+        limit = self.settings.max_body_bytes
         request = make_request(match, scope["method"], path, scope["query_string"], headers, body, limit)
         answering = asyncio.ensure_future(respond(match, request, self.context))
         watcher = asyncio.ensure_future(receive())  # the body is complete: what comes next is the end of the connection
@@ -146,6 +157,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 async def _send(response: Response, send: Send, identity: str, *, head: bool) -> None:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
     headers.append((b"x-request-id", identity.encode("ascii")))
+    if response.server_timing is not None:
+        headers.append((b"server-timing", response.server_timing.encode("ascii")))
     if response.content_type is not None:
         headers.append((b"content-type", response.content_type.encode("latin-1")))
     if response.status != 304:  # a 304's length would be that of the representation it does not send

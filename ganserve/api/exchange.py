@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ganserve.api.http import Context, Labels, Request, Response, Work, inflate
 from ganserve.api.routing import Match, protocol_of
@@ -26,12 +26,21 @@ _PROCESS = secrets.token_hex(6)
 _request_numbers = itertools.count(1)
 
 
+def header_mapping(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers as handlers see them: `raw_headers` have lower-case names, and repeated ones are joined by a comma."""
+    headers: dict[str, str] = {}
+    for name, value in raw_headers:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
+
+
 def make_request(
     match: Match,
     method: str,
     path: str,
     query: bytes,
-    raw_headers: Iterable[tuple[bytes, bytes]],
+    headers: Mapping[str, str],
     body: bytes,
     limit: int,
 ) -> Request:
@@ -42,17 +51,13 @@ def make_request(
         method: upper case.
         path: percent-decoded.
         query: as it came.
-        raw_headers: names in lower case.
+        headers: as `header_mapping` makes them.
         body: whole, as it came.
         limit: bytes of the inflated body.
 
     Raises:
         RequestError: the body's encoding is unknown or damaged, or it inflates to too much.
     """
-    headers: dict[str, str] = {}
-    for name, value in raw_headers:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
     if "content-encoding" in headers:
         body = inflate(body, headers, limit=limit)
     return Request(
@@ -90,11 +95,16 @@ def check_token(raw_headers: Iterable[tuple[bytes, bytes]], token: bytes | None)
         raise UnauthorizedError("this server needs a bearer token: Authorization: Bearer ...")
 
 
-def request_id(raw_headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The client's own `X-Request-ID` if it is a plain one, else one that no other request of this server has."""
+def given_request_id(raw_headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The client's own `X-Request-ID`, if it has a plain one."""
     for name, value in raw_headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
+    return None
+
+
+def new_request_id() -> str:
+    """One that no other request of this server has."""
     return f"{_PROCESS}-{next(_request_numbers):x}"
 
 
@@ -154,16 +164,11 @@ def finish(work: Work, labels: Labels | None, ticket: Ticket, context: Context) 
     if context.metrics is not None:
         context.metrics.encoded(encode_s)
     queue_ms, infer_ms = ticket.queue_s * 1e3, ticket.inference_s * 1e3
-    timing = (
+    response.server_timing = (
         f"queue;dur={queue_ms:.3f}, infer;dur={infer_ms:.3f}, encode;dur={encode_s * 1e3:.3f}, "
         f'batch;desc="{ticket.batch_rows} rows"'
     )
-    return Response(
-        status=response.status,
-        content_type=response.content_type,
-        headers={**response.headers, "server-timing": timing},
-        body=response.body,
-    )
+    return response
 
 
 def tell(error: Exception, path: str) -> Response:

@@ -4,6 +4,7 @@ There is one model, named as the manifest says, in version "1". It is never load
 and tensors travel in bodies only, never through shared memory.
 """
 
+import functools
 from typing import Any
 
 from ganserve import __version__
@@ -41,15 +42,7 @@ def infer(request: Request, context: Context) -> Work:
     kind = media_type(request)
     if kind not in (OCTETS, JSON, ""):  # clients send either for both
         raise UnsupportedMediaTypeError(f"send {JSON} or {OCTETS}, got {kind[:64]!r}")
-    manifest = context.engine.manifest
-    model = Model(
-        manifest.name,
-        manifest.latent.dim,
-        manifest.num_classes,
-        manifest.pixel_shape,
-        context.settings.max_request_rows,
-    )
-    plan, latents, labels = read_inference(request.body, request.headers.get(HEADER_LENGTH), model)
+    plan, latents, labels = read_inference(request.body, request.headers.get(HEADER_LENGTH), _model(context))
 
     def finish(_: Labels | None, pixels: Pixels) -> Response:
         return deflate(write_inference(plan, pixels), request)
@@ -57,6 +50,18 @@ def infer(request: Request, context: Context) -> Work:
     # Binary pixels are copied, JSON ones looked up; compressing either is what takes time.
     row_us = 30.0 if "accept-encoding" in request.headers else 0.5 if plan.binary else 5.0
     return Work(rows=len(latents), inputs=lambda: (latents, labels), finish=finish, row_us=row_us)
+
+
+@functools.lru_cache(maxsize=4)  # of one server there is one context
+def _model(context: Context) -> Model:
+    manifest = context.engine.manifest
+    return Model(
+        manifest.name,
+        manifest.latent.dim,
+        manifest.num_classes,
+        manifest.pixel_shape,
+        context.settings.max_request_rows,
+    )
 
 
 def server_metadata(request: Request, context: Context) -> Response:

@@ -6,6 +6,9 @@ last byte is there, its rows join the batch of this turn of the loop, and the an
 to uvicorn as ever, and from there to the front door: BentoML's paths, unknown ones, `Expect`, upgrades, whatever
 follows one of these on the same connection. Both ways lead to the same handlers and give the same answers.
 
+A client in a loop sends the same head again and again, to the byte. So the head of a request that came in one piece is
+remembered with what the parser made of it, and the next request that starts with it is not parsed: its body follows.
+
 Per connection, requests are answered in their order. `_waiting` holds those of ours that are not answered yet;
 uvicorn's `pipeline` holds its own. Ours never overtake uvicorn's: while one of its cycles is open, every request goes
 to it.
@@ -15,7 +18,7 @@ import asyncio
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import uvicorn
@@ -29,9 +32,11 @@ from ganserve.api.exchange import (
     check_announced,
     check_token,
     finish,
+    given_request_id,
+    header_mapping,
     is_cheap,
     make_request,
-    request_id,
+    new_request_id,
     respond,
     tell,
     work_off,
@@ -48,6 +53,7 @@ _SLICE_BYTES = 2048  # parsed at once: a request, or a few dozen of the smallest
 _MESSAGES_A_TURN = 16  # requests of one connection in one turn of the loop: then others have theirs
 _MAX_HEAD_BYTES = 1 << 16
 _MAX_HEADERS = 100
+_REMEMBERED_HEADS, _REMEMBERED_HEAD_BYTES = 256, 2048
 _WATCH_S = 1.0  # how often a connection is looked at for being idle or slow
 _NEEDED = ("on_message_begin", "on_headers_complete", "on_body", "on_message_complete", "_start_asgi_task", "shutdown")
 
@@ -78,39 +84,49 @@ class _Flow(FlowControl):
             self._on_change()
 
 
-class _Exchange:
-    """One of our requests on a connection, until its answer is written."""
+class _Head:
+    """What the parser made of a request's head; it does not change, and may serve many requests."""
 
-    __slots__ = (
-        "body",
-        "head_only",
-        "headers",
-        "keep_alive",
-        "match",
-        "method",
-        "path",
-        "query",
-        "response",
-        "undo",
-    )
+    __slots__ = ("body_bytes", "identity", "keep_alive", "mapping", "match", "method", "path", "query")
 
-    def __init__(self, match: Match, method: str, path: str, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self,
+        match: Match,
+        method: str = "GET",
+        path: str = "/",
+        query: bytes = b"",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        keep_alive: bool = True,
+    ) -> None:
         self.match = match
         self.method = method
         self.path = path
         self.query = query
-        self.headers = headers
-        self.head_only = method == "HEAD"
-        self.keep_alive = True
+        self.mapping = header_mapping(headers)
+        self.identity = given_request_id(headers)
+        self.keep_alive = keep_alive
+        self.body_bytes = 0  # of the body that follows a remembered head
+
+
+class _Exchange:
+    """One of our requests on a connection, until its answer is written."""
+
+    __slots__ = ("body", "head", "keep_alive", "response", "undo")
+
+    def __init__(self, head: _Head) -> None:
+        self.head = head
+        self.keep_alive = head.keep_alive
         self.body: list[bytes] = []
         self.response: Response | None = None
         self.undo: Any = None  # called if the client leaves: what stops the work
 
 
 class FastProtocol(HttpToolsProtocol):
-    """See the module. `door` belongs to the class that `protocol_class` makes."""
+    """See the module. `door` and the remembered heads belong to the class that `protocol_class` makes."""
 
     door: ClassVar[FrontDoor]
+    heads: ClassVar[dict[bytes, _Head]]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client connected."""
@@ -126,6 +142,7 @@ class FastProtocol(HttpToolsProtocol):
         self._in_message = self._in_head = self._ignored = False
         self._message_bytes = self._body_bytes = 0
         self._messages = 0
+        self._whole: bytes | None = None  # what was read, if it starts with the request that is arriving
         self._started_at = self._active_at = self._drained_at = self.loop.time()
         self._undrained_bytes = 0
         self._watch_timer = self.loop.call_later(_WATCH_S, self._watch)
@@ -148,8 +165,31 @@ class FastProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Some bytes of one or several requests: parsed in slices, as far as there is room for their answers."""
         self._unset_keepalive_if_required()
+        at_start = not (self._in_message or self._stash or self._waiting or self._closing)
+        if at_start and not self._uvicorns_turn() and not self.flow.read_paused:
+            end = data.find(b"\r\n\r\n") + 4
+            head = self.heads.get(data[:end])
+            if head is not None and len(data) == end + head.body_bytes:
+                exchange = _Exchange(head)
+                self._waiting.append(exchange)
+                self._begin(exchange, data[end:])
+                return
+        self._whole = data if at_start else None
         self._stash.append(memoryview(data))
         self._feed()
+
+    def _remember(self, head: _Head) -> None:
+        """Keeps the head of the request that has just arrived, if it came in one piece, with its body and no more."""
+        whole, self._whole = self._whole, None
+        if whole is None or self._stash or self._messages != 1 or head.identity is not None:
+            return
+        end = whole.find(b"\r\n\r\n") + 4
+        if end > _REMEMBERED_HEAD_BYTES or len(whole) != end + self._body_bytes:  # chunked, for example
+            return
+        if len(self.heads) >= _REMEMBERED_HEADS:
+            self.heads.clear()
+        head.body_bytes = self._body_bytes
+        self.heads[whole[:end]] = head
 
     def _feed(self) -> None:
         """Parses what was read, until too much is owed to this client or it is the turn of others."""
@@ -235,7 +275,7 @@ class FastProtocol(HttpToolsProtocol):
             check_token(self.headers, self.door.token)
             check_announced(self.headers, self.door.settings.max_body_bytes)
         except RequestError as err:
-            self._answer(exchange, tell(err, exchange.path))
+            self._answer(exchange, tell(err, exchange.head.path))
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
@@ -249,7 +289,7 @@ class FastProtocol(HttpToolsProtocol):
         limit = self.door.settings.max_body_bytes
         if self._body_bytes > limit:
             error = BodyTooLargeError(f"the body may have {limit} bytes; it is larger")
-            self._answer(exchange, tell(error, exchange.path))
+            self._answer(exchange, tell(error, exchange.head.path))
             return
         exchange.body.append(body)
 
@@ -264,7 +304,8 @@ class FastProtocol(HttpToolsProtocol):
         if exchange is None:
             super().on_message_complete()
         elif exchange.response is None:
-            self._begin(exchange)
+            self._remember(exchange.head)
+            self._begin(exchange, exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body))
 
     def on_response_complete(self) -> None:
         """Uvicorn has answered one of its requests."""
@@ -298,7 +339,7 @@ class FastProtocol(HttpToolsProtocol):
                 self.cycle.keep_alive = False
         else:
             if exchange is None:
-                exchange = _Exchange(_NO_MATCH, "GET", "/", b"", [])
+                exchange = _Exchange(_NO_HEAD)
                 self._waiting.append(exchange)
             exchange.keep_alive = False
             body = message.encode()
@@ -323,9 +364,8 @@ class FastProtocol(HttpToolsProtocol):
             match = resolve(method, path)
         except RequestError:
             return None  # the front door tells it
-        exchange = _Exchange(match, method, path, query, self.headers)
-        exchange.keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        return exchange
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        return _Exchange(_Head(match, method, path, query, self.headers, keep_alive=keep_alive))
 
     def _hand_over(self) -> None:
         """Makes the request uvicorn's, behind those of ours that are not answered yet."""
@@ -344,26 +384,18 @@ class FastProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # the parser takes what follows an upgrade for another protocol
 
-    def _begin(self, exchange: _Exchange) -> None:
+    def _begin(self, exchange: _Exchange, body: bytes) -> None:
         """Runs the handler here if that is cheap, else in a task."""
-        context = self.door.context
+        context, head = self.door.context, exchange.head
         assert context is not None, "claimed, so the door is open"
-        body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
         exchange.body.clear()
         try:
-            request = make_request(
-                exchange.match,
-                exchange.method,
-                exchange.path,
-                exchange.query,
-                exchange.headers,
-                body,
-                self.door.settings.max_body_bytes,
-            )
+            limit = self.door.settings.max_body_bytes
+            request = make_request(head.match, head.method, head.path, head.query, head.mapping, body, limit)
             if len(body) > INLINE_BODY_BYTES:
-                self._in_task(exchange, respond(exchange.match, request, context))
+                self._in_task(exchange, respond(head.match, request, context))
                 return
-            outcome = exchange.match.handler(request, context)
+            outcome = head.match.handler(request, context)
             if isinstance(outcome, Response):
                 self._answer(exchange, outcome)
             elif is_cheap(outcome):
@@ -371,7 +403,7 @@ class FastProtocol(HttpToolsProtocol):
             else:
                 self._in_task(exchange, work_off(outcome, context))
         except Exception as err:  # whatever it is, the client gets an answer and the connection lives
-            self._answer(exchange, tell(err, exchange.path))
+            self._answer(exchange, tell(err, head.path))
 
     def _queue(self, exchange: _Exchange, work: Work, context: Context) -> None:
         """Puts the rows into the batch of this turn of the loop."""
@@ -386,7 +418,7 @@ class FastProtocol(HttpToolsProtocol):
         try:
             response = finish(work, labels, ticket, context)
         except Exception as err:  # as in _begin
-            response = tell(err, exchange.path)
+            response = tell(err, exchange.head.path)
         self._answer(exchange, response)
 
     def _in_task(self, exchange: _Exchange, answering: Any) -> None:
@@ -401,7 +433,7 @@ class FastProtocol(HttpToolsProtocol):
             if not task.cancelled():
                 error = task.exception()
                 assert error is None or isinstance(error, Exception)
-                self._answer(exchange, task.result() if error is None else tell(error, exchange.path))
+                self._answer(exchange, task.result() if error is None else tell(error, exchange.head.path))
 
         task.add_done_callback(done)
 
@@ -422,9 +454,9 @@ class FastProtocol(HttpToolsProtocol):
             keep_alive = exchange.keep_alive and response.headers.get("connection") != "close"
             pieces.append(self._serialized(exchange, response, keep_alive=keep_alive))
             self.server_state.total_requests += 1
-            self.door.count(exchange.match.template, response.status)
+            self.door.count(exchange.head.match.template, response.status)
         self._active_at = self.loop.time()
-        self.transport.write(b"".join(pieces))
+        self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if not keep_alive:
             self._closing = True
             self.transport.close()
@@ -437,19 +469,17 @@ class FastProtocol(HttpToolsProtocol):
 
     def _serialized(self, exchange: _Exchange, response: Response, *, keep_alive: bool) -> bytes:
         """Status line, headers and body, as uvicorn would write them."""
-        lines = [f"{name}: {value}\r\n" for name, value in response.headers.items()]
-        lines.append(f"x-request-id: {request_id(exchange.headers)}\r\n")
-        if response.content_type is not None:
-            lines.append(f"content-type: {response.content_type}\r\n")
+        head, body = exchange.head, response.body
+        last = f"x-request-id: {head.identity or new_request_id()}\r\n"
+        if response.server_timing is not None:
+            last += f"server-timing: {response.server_timing}\r\n"
         if response.status != 304:  # a 304's length would be that of the representation it does not send
-            lines.append(f"content-length: {len(response.body)}\r\n")
+            last += f"content-length: {len(body)}\r\n"
         if not keep_alive and "connection" not in response.headers:
-            lines.append("connection: close\r\n")
-        lines.append("\r\n")
-        head = "".join(lines).encode("latin-1")
-        assert not HEADER_VALUE_RE.search(head.replace(b"\r\n", b"")), "a header value with a control character"
-        defaults = b"".join(b"%b: %b\r\n" % header for header in self.server_state.default_headers)
-        return b"".join((STATUS_LINE[response.status], defaults, head, b"" if exchange.head_only else response.body))
+            last += "connection: close\r\n"
+        first = _first_lines(response.status, response.content_type, tuple(response.headers.items()))
+        defaults = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+        return b"".join((first, defaults, last.encode("ascii"), b"\r\n", b"" if head.method == "HEAD" else body))
 
     def _uvicorns_turn(self) -> bool:
         """Whether a request that uvicorn handles is not answered yet."""
@@ -487,10 +517,10 @@ class FastProtocol(HttpToolsProtocol):
             return  # the front door has a time-out for its bodies
         self._closing = self._ignored = True
         if exchange is None and not self._waiting and self._in_head:
-            exchange = _Exchange(_NO_MATCH, "GET", "/", b"", [])
+            exchange = _Exchange(_NO_HEAD)
             self._waiting.append(exchange)
         if exchange is not None and exchange.response is None:
-            self._answer(exchange, tell(error, exchange.path))
+            self._answer(exchange, tell(error, exchange.head.path))
         if not self.transport.is_closing():
             self.transport.close()
 
@@ -513,7 +543,18 @@ class FastProtocol(HttpToolsProtocol):
         self._closing = True
 
 
-_NO_MATCH = resolve("GET", "/")  # of a request whose head never came: only its place in the queue is needed
+@functools.lru_cache(maxsize=256)
+def _first_lines(status: int, content_type: str | None, headers: tuple[tuple[str, str], ...]) -> bytes:
+    """The status line and the headers that many answers have alike."""
+    lines = [f"{name}: {value}\r\n" for name, value in headers]
+    if content_type is not None:
+        lines.append(f"content-type: {content_type}\r\n")
+    head = "".join(lines).encode("latin-1")
+    assert not HEADER_VALUE_RE.search(head.replace(b"\r\n", b"")), "a header value with a control character"
+    return STATUS_LINE[status] + head
+
+
+_NO_HEAD = _Head(resolve("GET", "/"))  # of a request whose head never came: only its place in the queue is needed
 _TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\nretry-after: 1\r\n"
     b"content-length: 20\r\nconnection: close\r\n\r\ntoo many connections"
@@ -522,7 +563,7 @@ _TOO_MANY = (
 
 def protocol_class(door: FrontDoor) -> type[FastProtocol]:
     """The protocol whose connections belong to `door`."""
-    return type("FastProtocol", (FastProtocol,), {"door": door})
+    return type("FastProtocol", (FastProtocol,), {"door": door, "heads": {}})
 
 
 def install(door: FrontDoor) -> None:
