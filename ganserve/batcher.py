@@ -296,10 +296,12 @@ class Batcher:
         self.counters.last_batch_at = time.time()
         now = time.perf_counter()
         for part in parts:
-            if part.ticket.started_at is None:
-                part.ticket.started_at = now
-                self.counters.queue_s += now - part.ticket.enqueued_at
-            part.ticket.batch_rows = max(part.ticket.batch_rows, rows)
+            ticket = part.ticket
+            if ticket.started_at is None:
+                ticket.started_at = now
+                self.counters.queue_s += now - ticket.enqueued_at
+            if rows > ticket.batch_rows:
+                ticket.batch_rows = rows
         self._running, self._batch_started_at = True, now
         if self._engine.cost_ms(rows) < INLINE_MS:
             self._deliver(parts, self._execute(parts))
@@ -311,20 +313,22 @@ class Batcher:
         parts: list[_Part] = []
         room = self._batch_rows
         while self._queue and room:
-            ticket = next(iter(self._queue))
+            ticket, _ = self._queue.popitem(last=False)
             start = ticket._next_row
             if start == 0 and len(ticket.latents) <= room:
                 part = _Part(ticket, 0, ticket.latents, ticket.labels)
             else:
-                rows = slice(start, start + room)
-                labels = None if ticket.labels is None else ticket.labels[rows]
-                part = _Part(ticket, start, ticket.latents[rows], labels)
+                some = slice(start, start + room)
+                labels = None if ticket.labels is None else ticket.labels[some]
+                part = _Part(ticket, start, ticket.latents[some], labels)
             parts.append(part)
-            ticket._next_row += len(part.latents)
-            self._queue_rows -= len(part.latents)
-            room -= len(part.latents)
-            if not ticket.waiting_rows:
-                del self._queue[ticket]
+            rows = len(part.latents)
+            ticket._next_row += rows
+            self._queue_rows -= rows
+            room -= rows
+            if ticket.waiting_rows:
+                self._queue[ticket] = None
+                self._queue.move_to_end(ticket, last=False)
         return parts
 
     def _execute_and_return(self, parts: list[_Part]) -> None:

@@ -143,6 +143,8 @@ class GanServe:
         # At 64 connections that was a p99 of 41 ms in place of 18.
         gc.collect()
         gc.freeze()
+        # Requests leave next to no cycles behind: look for them once in 20,000 new objects, not in 700.
+        gc.set_threshold(20_000, 20, 20)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:

@@ -4,10 +4,10 @@ A handler is a pure function of (request, context). It answers at once with a `R
 be done first; whoever called it runs the work through the batcher. So one set of handlers serves every transport.
 """
 
+import codecs
 import functools
 import io
 import json
-import math
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +40,6 @@ PROBLEM = "application/problem+json"
 
 _MAX_NPY_HEADER_BYTES = 10_000  # NumPy's own limit; two dimensions need about 100
 _MIN_DEFLATED_BYTES = 1200  # what is smaller travels in one packet anyway
-
-_SMALL_ARRAY = 4096  # values: their sum of squares is one call without a thread
 
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
@@ -294,8 +292,10 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     Raises:
         InvalidRequestError: it is not that.
     """
+    if body.startswith(codecs.BOM_UTF8):
+        raise InvalidRequestError("the body is not JSON: it starts with a BOM")
     try:
-        document = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        document = _JSON_DECODER.decode(body.decode("utf-8"))
     except RecursionError as err:
         raise InvalidRequestError("the body is nested too deep") from err
     except UnicodeDecodeError as err:
@@ -318,6 +318,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> NoReturn:
     raise InvalidRequestError(f"{text} is not JSON")
+
+
+# json.loads would make a new one at every call.
+_JSON_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def integer(value: Any, name: str, low: int, high: int) -> int:
@@ -403,12 +407,8 @@ def finite(latents: Latents) -> Latents:
     Raises:
         InvalidRequestError: the first row that is not.
     """
-    if latents.size <= _SMALL_ARRAY:
-        flat = latents.ravel()
-        if math.isfinite(flat.dot(flat)):  # a third of the time; it also overflows for good values, though
-            return latents
     good = np.isfinite(latents)
-    if not good.all():
+    if b"\0" in good.tobytes():  # less than half the time of good.all() for one row
         row = int(np.nonzero(~good.all(axis=1))[0][0])
         raise InvalidRequestError(f"latents must be finite in float32; row {row} is not")
     return latents

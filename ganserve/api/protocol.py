@@ -127,6 +127,8 @@ class FastProtocol(HttpToolsProtocol):
 
     door: ClassVar[FrontDoor]
     heads: ClassVar[dict[bytes, _Head]]
+    _defaults_of: ClassVar[list[tuple[bytes, bytes]] | None] = None  # uvicorn's own headers, and they serialised
+    _defaults: ClassVar[bytes] = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client connected."""
@@ -470,16 +472,17 @@ class FastProtocol(HttpToolsProtocol):
     def _serialized(self, exchange: _Exchange, response: Response, *, keep_alive: bool) -> bytes:
         """Status line, headers and body, as uvicorn would write them."""
         head, body = exchange.head, response.body
-        last = f"x-request-id: {head.identity or new_request_id()}\r\n"
-        if response.server_timing is not None:
-            last += f"server-timing: {response.server_timing}\r\n"
-        if response.status != 304:  # a 304's length would be that of the representation it does not send
-            last += f"content-length: {len(body)}\r\n"
-        if not keep_alive and "connection" not in response.headers:
-            last += "connection: close\r\n"
+        timing = "" if response.server_timing is None else f"server-timing: {response.server_timing}\r\n"
+        # A 304's length would be that of the representation it does not send.
+        length = f"content-length: {len(body)}\r\n" if response.status != 304 else ""
+        close = "" if keep_alive or "connection" in response.headers else "connection: close\r\n"
+        last = f"{timing}{length}{close}x-request-id: {head.identity or new_request_id()}\r\n\r\n"
         first = _first_lines(response.status, response.content_type, tuple(response.headers.items()))
-        defaults = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
-        return b"".join((first, defaults, last.encode("ascii"), b"\r\n", b"" if head.method == "HEAD" else body))
+        defaults = self.server_state.default_headers
+        if defaults is not FastProtocol._defaults_of:  # uvicorn makes a new list every second, for the date
+            FastProtocol._defaults = b"".join([b"%b: %b\r\n" % header for header in defaults])
+            FastProtocol._defaults_of = defaults
+        return b"".join((first, self._defaults, last.encode("ascii"), b"" if head.method == "HEAD" else body))
 
     def _uvicorns_turn(self) -> bool:
         """Whether a request that uvicorn handles is not answered yet."""

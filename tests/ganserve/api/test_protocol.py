@@ -444,3 +444,99 @@ def test_stopping_answers_what_was_accepted(serve, engine):
         assert raw.answer()[2].startswith(b"bentoml /livez")
         assert raw.answer()[0] == 200
         assert raw.closed()
+
+
+# A head that came before is not parsed again.
+
+
+def remembered(served) -> dict[bytes, object]:
+    """The heads that the protocol class knows."""
+    return served._server.config.http_protocol_class.heads
+
+
+@pytest.mark.parametrize("split", [None, -1, -5, 40])
+def test_a_remembered_head_gives_each_body_its_own_answer(served, engine, split):
+    """Requests with one head and different bodies get their own images, whole, in two reads, or two in one read."""
+    with Raw(served.port) as raw:
+        for seed in (10, 20, 30, 40):
+            request = generate(seed)
+            if split is not None:
+                raw.send(request[:split])
+                time.sleep(0.02)
+                request = request[split:]
+            raw.send(request)
+            assert is_seed(raw.answer()[2], seed, engine)
+        raw.send(generate(50) + generate(60))
+        assert is_seed(raw.answer()[2], 50, engine)
+        assert is_seed(raw.answer()[2], 60, engine)
+    head = generate(10).partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+    assert split is not None or head in remembered(served)
+
+
+def test_a_remembered_head_before_a_wrong_body_is_a_400_and_the_connection_lives(served, engine):
+    """Only the head is remembered: a body is judged every time."""
+    with Raw(served.port) as raw:
+        for _ in range(2):
+            raw.send(generate(10))
+            assert is_seed(raw.answer()[2], 10, engine)
+            raw.send(generate(10)[:-3] + b"x0}")
+            assert raw.answer()[0] == 400
+
+
+def test_bytes_behind_a_remembered_request_belong_to_the_next_one(served, engine):
+    """A request that is followed by half of another is answered, and so is the other when it is complete."""
+    with Raw(served.port) as raw:
+        for _ in range(3):
+            both = generate(11) + generate(12)
+            raw.send(both[:-7])
+            assert is_seed(raw.answer()[2], 11, engine)
+            raw.send(both[-7:])
+            assert is_seed(raw.answer()[2], 12, engine)
+
+
+def test_what_differs_from_request_to_request_is_not_remembered(served, engine):
+    """A chunked body's length is not in its head, and a request's id is its own."""
+    known = set(remembered(served))
+    chunked = generate(1).replace(b"content-length: 11", b"transfer-encoding: chunked").partition(b"{")[0]
+    with Raw(served.port) as raw:
+        for seed in (1, 2):
+            body = json.dumps({"seed": seed}).encode()
+            raw.send(chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+            assert is_seed(raw.answer()[2], seed, engine)
+        for identity in ("first", "second"):
+            raw.send(generate(3, headers=f"x-request-id: {identity}\r\n"))
+            assert raw.answer()[1]["x-request-id"] == identity
+    assert set(remembered(served)) == known
+
+
+def test_remembered_heads_are_bounded(served):
+    """A thousand different heads, and one that is too long, do not fill the memory."""
+    with Raw(served.port) as raw:
+        for index in range(1000):
+            raw.send(f"GET /v1/model HTTP/1.1\r\nhost: x\r\nx-number: {index}\r\n\r\n".encode())
+            assert raw.answer()[0] == 200
+        raw.send(b"GET /v1/model HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * 4000 + b"\r\n\r\n")
+        assert raw.answer()[0] == 200
+    assert 0 < len(remembered(served)) <= 256
+    assert max(map(len, remembered(served))) <= 2048
+
+
+def test_a_remembered_head_waits_for_bentoml_to_answer_first(served, engine):
+    """A request whose head is known does not overtake one of BentoML's on the same connection."""
+    with Raw(served.port) as raw:
+        raw.send(generate(5))
+        raw.answer()
+        for _ in range(20):
+            raw.send(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            raw.send(generate(5))
+            assert raw.answer()[2].startswith(b"bentoml /livez")
+            assert is_seed(raw.answer()[2], 5, engine)
+
+
+def test_a_remembered_head_with_close_ends_the_connection(served, engine):
+    """`Connection: close` is part of what is remembered."""
+    for _ in range(3):
+        with Raw(served.port) as raw:
+            raw.send(generate(5, headers="connection: close\r\n"))
+            assert is_seed(raw.answer()[2], 5, engine)
+            assert raw.closed()
