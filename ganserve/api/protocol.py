@@ -143,6 +143,7 @@ class FastProtocol(HttpToolsProtocol):
         # Of the message that is arriving:
         self._in_message = self._in_head = self._ignored = False
         self._message_bytes = self._body_bytes = 0
+        self._announced_bytes = 0  # of the body of one of ours: as far as that goes, no other request begins
         self._messages = 0
         self._whole: bytes | None = None  # what was read, if it starts with the request that is arriving
         self._started_at = self._active_at = self._drained_at = self.loop.time()
@@ -202,9 +203,10 @@ class FastProtocol(HttpToolsProtocol):
                 self._stash.clear()
                 return
             piece = self._stash.popleft()
-            if len(piece) > _SLICE_BYTES:
-                self._stash.appendleft(piece[_SLICE_BYTES:])
-                piece = piece[:_SLICE_BYTES]
+            size = max(_SLICE_BYTES, self._announced_bytes - self._body_bytes) if self._receiving else _SLICE_BYTES
+            if len(piece) > size:
+                self._stash.appendleft(piece[size:])
+                piece = piece[:size]
             self._message_bytes += len(piece)
             super().data_received(piece)  # type: ignore[arg-type]  # the parser takes any buffer
             # Heads and trailers, and a value without an end of which the parser tells nothing; chunks cost up to 6
@@ -248,7 +250,7 @@ class FastProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self._receiving = None
         self._in_message, self._in_head, self._ignored = True, True, self._closing
-        self._message_bytes = self._body_bytes = 0
+        self._message_bytes = self._body_bytes = self._announced_bytes = 0
         self._started_at = self._active_at = self.loop.time()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -278,6 +280,9 @@ class FastProtocol(HttpToolsProtocol):
             check_announced(self.headers, self.door.settings.max_body_bytes)
         except RequestError as err:
             self._answer(exchange, tell(err, exchange.head.path))
+        else:
+            length = exchange.head.mapping.get("content-length", "")
+            self._announced_bytes = int(length) if length.isdecimal() else 0
 
     def on_body(self, body: bytes) -> None:
         """Some of the body."""

@@ -61,13 +61,14 @@ def test_usage_errors_are_exit_code_2(tmp_path: Path) -> None:
 
 def test_errors_say_what_to_type(tmp_path: Path) -> None:
     """An error is a message and a hint on stderr, exit code 1, no traceback; --debug shows it."""
-    failed = run("inspect", cwd=tmp_path)
+    failed = run("inspect", "nowhere", cwd=tmp_path)
     assert failed.returncode == 1
     assert failed.stdout == ""
-    assert failed.stderr.startswith("error: no artifact")
-    assert "hint: make one with: ganserve train" in failed.stderr
+    assert failed.stderr.startswith("error: nowhere is not an artifact")
+    assert "hint: " in failed.stderr
+    assert "ganserve export" in failed.stderr
     assert "Traceback" not in failed.stderr
-    assert "Traceback" in run("--debug", "inspect", cwd=tmp_path).stderr
+    assert "Traceback" in run("--debug", "inspect", "nowhere", cwd=tmp_path).stderr
 
 
 def test_unknown_recipe_and_key_are_answered(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_doctor_exit_code(tmp_path: Path) -> None:
 
 def test_debug_may_stand_anywhere(tmp_path: Path) -> None:
     """--debug shows the traceback also when it is appended to the command that failed."""
-    assert "Traceback" in run("inspect", "--debug", cwd=tmp_path).stderr
+    assert "Traceback" in run("inspect", "nowhere", "--debug", cwd=tmp_path).stderr
 
 
 def test_any_terminal_will_do(tmp_path: Path) -> None:

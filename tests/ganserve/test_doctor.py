@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ganserve import doctor, engine
+from ganserve import artifact, doctor, engine
 from tests.artifacts import make_artifact
 
 
@@ -19,8 +19,16 @@ def find(report: doctor.Report, name: str) -> doctor.Check:
     return next(check for check in report.checks if check.name == name)
 
 
-def test_no_artifact_is_a_warning() -> None:
-    """Before anything was exported the doctor warns, says what to type, and is not ill."""
+def test_the_pretrained_artifact_is_there_from_the_start() -> None:
+    """Before anything was exported the doctor names the artifact that ships with ganserve."""
+    check = find(doctor.examine(), "artifact")
+    assert check.status == "ok"
+    assert "ships with ganserve" in check.detail
+
+
+def test_no_artifact_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none at all the doctor warns, says what to type, and is not ill."""
+    monkeypatch.setattr(artifact, "PRETRAINED", tmp_path / "none")
     report = doctor.examine()
     check = find(report, "artifact")
     assert check.status == "warn"

@@ -23,7 +23,7 @@ from bentoml.exceptions import BentoMLException
 from PIL import Image
 
 from ganserve import imaging, latents
-from ganserve.artifact import MANIFEST, ONNX, Artifact, open_artifact
+from ganserve.artifact import MANIFEST, ONNX, PRETRAINED, Artifact, open_artifact
 from ganserve.engine import Engine, cuda_obstacle
 from tests.artifacts import make_artifact
 from tests.connection import Connection
@@ -300,11 +300,19 @@ def test_draining_is_unready_but_answers(tmp_path):
         assert server.process.wait(30) == 0
 
 
+def test_without_an_artifact_it_serves_the_one_that_ships_with_ganserve(tmp_path):
+    """In a folder with nothing but bentofile.yaml, the pretrained digits are served, and the log says so."""
+    shutil.copy(ROOT / "bentofile.yaml", tmp_path)
+    pretrained = open_artifact(PRETRAINED)
+    golden = pretrained.read_golden()
+    with serve(tmp_path, GANSERVE_DEVICE="cpu") as server, Connection(server.port) as connection:
+        assert json.loads(connection.ask("GET", "/v1/model")[2])["digest"] == pretrained.digest
+        shown = connection.pixels({"latents": golden.latents[:4].tolist(), "labels": golden.labels[:4].tolist()})
+        assert imaging.difference(shown, golden.pixels[:4])[0] <= 1
+        assert "the pretrained one that ships with ganserve" in server.log.read_text()
+
+
 # What it does not start with.
-
-
-def _no_artifact(folder: Path) -> None:
-    shutil.copy(ROOT / "bentofile.yaml", folder)
 
 
 def _flipped_bit(folder: Path) -> None:
@@ -330,7 +338,6 @@ def _spoilt(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "settings", "message", "hint"),
     [
-        (_no_artifact, {}, r"no artifact: .*artifacts has none", "ganserve train && ganserve export"),
         (_flipped_bit, {}, r"artifacts/made/generator\.onnx is not what was exported", "restore the artifact"),
         (_missing_file, {}, r"cannot read artifacts/made/README\.md: No such file", ""),
         (_leaving_path, {}, r"must lie in the artifact's own directory.*'\.\./README\.md'", ""),
