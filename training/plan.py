@@ -31,7 +31,7 @@ class TrainingPlan:
     @property
     def epochs(self) -> float:
         """How often the run sees each image."""
-        return self.config.steps * self.config.batch_size / self.dataset.images
+        return self.config.steps * self.config.images_per_step / self.dataset.images
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -51,7 +51,7 @@ class TrainingPlan:
             f"{data.num_classes} classes, digest {data.digest[:12]}",
             f"generator      {config.generator.kind}, {self.generator_parameters:,} parameters",
             f"discriminator  {config.discriminator.kind}, {self.discriminator_parameters:,} parameters",
-            f"length         {config.steps:,} steps of {config.batch_size} images: {self.epochs:.2f} epochs",
+            f"length         {config.steps:,} steps of {config.images_per_step} images: {self.epochs:.2f} epochs",
             f"device         {self.device}, {self.threads} threads",
         ]
         return "\n".join([*(f"# {printable(fact)}" for fact in facts), "", *_toml(to_dict(config))])

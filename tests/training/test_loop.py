@@ -67,7 +67,7 @@ def test_a_run_leaves_what_it_promises(make_config: MakeConfig, tmp_path: Path, 
     assert sorted(path.name for path in (run / "sheets").iterdir()) == ["step-00000002.png", "step-00000004.png"]
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in run_dir.checkpoints(run)] == ["step-00000002", "step-00000004"]
-    assert (result.steps, result.images_seen, result.interrupted_by) == (4, 32, None)
+    assert (result.steps, result.images_seen, result.interrupted_by) == (4, 4 * config.images_per_step, None)
     assert result.metrics == points[-1] == load_generator(result.checkpoint).metrics
     assert json.loads(json.dumps(result.to_dict()))["checkpoint"] == str(result.checkpoint)
 
@@ -78,8 +78,17 @@ def test_a_run_leaves_what_it_promises(make_config: MakeConfig, tmp_path: Path, 
         [],
         ["optimizer.kind=rmsprop", "reuse_fakes=false", "first_player=generator"],
         ["generator.kind=mlp", "discriminator.kind=mlp", "ema.half_life_images=0"],
+        [
+            "discriminator.norm=spectral",
+            "discriminator.minibatch_deviation=true",
+            "discriminator.activation=prelu",
+            "generator.activation=prelu",
+            *[f"augment.{change}=0.3" for change in ("brightness", "contrast", "translation", "cutout")],
+        ],
+        ["generator.kind=residual", "discriminator_steps=3", "penalty.gradient=1", "optimizer.kind=adamw"],
+        ["generator.kind=subpixel", "objective=rpgan", "penalty.r2=1", "optimizer.discriminator_lr_share=2"],
     ],
-    ids=["quick", "rmsprop", "mlp"],
+    ids=["quick", "rmsprop", "mlp", "spectral", "critic", "pairs"],
 )
 def test_four_steps_are_two_and_two(make_config: MakeConfig, tmp_path: Path, overrides: list[str]) -> None:
     """An interrupted and resumed run ends with the bits of one that was not: weights, moments, RNG, metrics, sheets."""
