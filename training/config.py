@@ -23,6 +23,7 @@ ACTIVATIONS: Final = ("leaky_relu", "prelu", "relu", "silu")
 VALUE_RANGES: Final = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 NORMS: Final = ("batch", "none")
 DISCRIMINATOR_NORMS: Final = ("none", "spectral")
+PRECISIONS: Final = ("bfloat16", "float32")
 PLAYERS: Final = ("discriminator", "generator")
 SEED_MAX: Final = 2**63 - 1  # what both TOML and torch hold
 _LIKE: Final = 0.6  # of difflib's 0 to 1: from here on two names are a slip of each other
@@ -249,6 +250,8 @@ class TrainingConfig:
         discriminator_steps: updates of the discriminator for each of the generator's, each on a batch of its own.
         batch_size: real images, and as many fakes, in an update.
         seed: of the weights, the data order, the latents and the sheets.
+        precision: of the networks' products: float32, or bfloat16 where torch's autocast finds it safe; weights, losses
+            and averages are float32 always. float16 would need its losses scaled, and bfloat16 has no such need.
         first_player: who is updated first in a step.
         reuse_fakes: both players learn from the same fakes in a step; otherwise the second one gets fresh ones.
     """
@@ -261,6 +264,7 @@ class TrainingConfig:
     discriminator_steps: int = 1
     batch_size: int = 32
     seed: int = 0
+    precision: str = "float32"
     first_player: str = "discriminator"
     reuse_fakes: bool = True
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -310,6 +314,7 @@ class TrainingConfig:
                 hint="set penalty.clip=0, or discriminator.norm=none",
             )
         _between("seed", self.seed, 0, SEED_MAX)
+        _one_of("precision", self.precision, PRECISIONS)
         _one_of("first_player", self.first_player, PLAYERS)
 
     @property

@@ -22,7 +22,7 @@ from training.checkpoint import environment, restore_checkpoint, save_checkpoint
 from training.config import PLAYERS, TrainingConfig, differences
 from training.data import Dataset, load_dataset
 from training.data.batches import Batches
-from training.device import resolve_device, use_available_cpus
+from training.device import check_precision, resolve_device, use_available_cpus
 from training.health import Watch, check_weights
 from training.losses import OBJECTIVES
 from training.optimizers import learning_rate, set_learning_rate
@@ -87,6 +87,7 @@ def train(
     """
     progress = progress or SilentProgress()
     target = resolve_device(device)
+    check_precision(config.precision, target)
     threads = use_available_cpus()
     with _enough_memory(target), run_dir.writing(run):
         dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
@@ -148,6 +149,10 @@ def _loop(
         config.seed, config.generator.latent_dim, state.generator.num_classes, device
     )
 
+    def autocast() -> torch.autocast:
+        """Around each use of the networks, anew: it keeps converted weights, which an update leaves behind."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
+
     def seen(images: torch.Tensor) -> torch.Tensor:
         """What the discriminator sees of the images, in its own steps and in the generator's."""
         return augment(images, config.augment, value_range=config.generator.value_range, rng=state.rng)
@@ -165,7 +170,9 @@ def _loop(
         labels = None
         if config.conditional:
             labels = real_labels if config.pairs_of_one_class else batches.draw_labels(state.rng)
-        return seen(state.generator(latents, labels)), labels
+        with autocast():
+            images = state.generator(latents, labels)
+        return seen(images.float()), labels
 
     players = sorted(PLAYERS, key=lambda player: player != config.first_player)
     updates = [
@@ -199,35 +206,37 @@ def _loop(
                     fake_images, fake_labels = fakes(real_labels)
                 if player == "discriminator":
                     lazy = penalty.every_steps if (update + 1) % penalty.every_steps == 0 else 0
-                    d_report = discriminator_step(
-                        state.discriminator,
-                        state.discriminator_optimizer,
-                        objective,
-                        real_images=real_images,
-                        real_labels=real_labels if config.conditional else None,
-                        fake_images=fake_images,
-                        fake_labels=fake_labels,
-                        wrong_labels=wrong_labels,
-                        wrong_label_weight=config.wrong_label_weight,
-                        r1_weight=penalty.r1 / 2 * lazy,
-                        r2_weight=penalty.r2 / 2 * lazy,
-                        gradient_weight=penalty.gradient * lazy,
-                        mix=torch.rand(config.batch_size, generator=state.rng, device=device)
-                        if penalty.gradient and lazy
-                        else None,
-                        clip=penalty.clip,
-                    )
+                    with autocast():
+                        d_report = discriminator_step(
+                            state.discriminator,
+                            state.discriminator_optimizer,
+                            objective,
+                            real_images=real_images,
+                            real_labels=real_labels if config.conditional else None,
+                            fake_images=fake_images,
+                            fake_labels=fake_labels,
+                            wrong_labels=wrong_labels,
+                            wrong_label_weight=config.wrong_label_weight,
+                            r1_weight=penalty.r1 / 2 * lazy,
+                            r2_weight=penalty.r2 / 2 * lazy,
+                            gradient_weight=penalty.gradient * lazy,
+                            mix=torch.rand(config.batch_size, generator=state.rng, device=device)
+                            if penalty.gradient and lazy
+                            else None,
+                            clip=penalty.clip,
+                        )
                 else:
-                    g_report = generator_step(
-                        state.generator,
-                        state.discriminator,
-                        state.generator_optimizer,
-                        objective,
-                        fake_images=fake_images,
-                        fake_labels=fake_labels,
-                        real_images=real_images,
-                        real_labels=real_labels if config.conditional else None,
-                    )
+                    with autocast():
+                        g_report = generator_step(
+                            state.generator,
+                            state.discriminator,
+                            state.generator_optimizer,
+                            objective,
+                            fake_images=fake_images,
+                            fake_labels=fake_labels,
+                            real_images=real_images,
+                            real_labels=real_labels if config.conditional else None,
+                        )
             images_seen = step * config.images_per_step
             if state.ema:
                 state.ema.update(state.generator, images_seen=images_seen, batch_images=config.images_per_step)

@@ -10,7 +10,7 @@ from torch import nn
 
 from training.config import TrainingConfig, to_dict
 from training.data import DatasetFacts, load_dataset
-from training.device import resolve_device, use_available_cpus
+from training.device import check_precision, resolve_device, use_available_cpus
 from training.loop import check_start
 from training.run_dir import printable, writing
 from training.state import build_discriminator, build_generator
@@ -67,6 +67,7 @@ def plan(config: TrainingConfig, run: Path, *, device: str = "auto", resume: boo
         CheckpointError: none of the checkpoints is intact.
     """
     target = resolve_device(device)
+    check_precision(config.precision, target)
     with writing(run):
         dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
         check_start(config, run, dataset, resume=resume)

@@ -116,7 +116,7 @@ def generator_step(
     real_images: Tensor | None = None,
     real_labels: Tensor | None = None,
 ) -> GeneratorReport:
-    """Updates the generator once, unless its loss or gradient is not finite; the discriminator stays as it is.
+    """Updates the generator once, unless its loss or gradient is not finite; the discriminator's weights stay.
 
     loss = mean(generator(D(G(z, y'), y'))), and of a paired objective, the loss of D(G(z, y'), y') - D(x, y)
 

@@ -199,6 +199,23 @@ def test_names_are_those_of_the_registries() -> None:
     assert set(configuration.OPTIMIZERS) == set(optimizers.OPTIMIZERS)
 
 
+def test_a_run_from_before_the_newer_settings_still_loads() -> None:
+    """A config.json without them is the run that it was: every one of them is off by default."""
+    plain = load_recipe("quick")
+    older = to_dict(plain)
+    for group, names in {
+        "generator": ["activation"],
+        "discriminator": ["norm", "minibatch_deviation", "activation"],
+        "optimizer": ["discriminator_lr_share", "weight_decay"],
+        "penalty": ["r2", "gradient", "clip"],
+    }.items():
+        for name in names:
+            del older[group][name]
+    for name in ("discriminator_steps", "precision", "augment"):
+        del older[name]
+    assert from_dict(older) == plain
+
+
 def test_configurations_are_frozen() -> None:
     """Nothing changes a run's configuration while it trains."""
     with pytest.raises(AttributeError):

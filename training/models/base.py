@@ -75,7 +75,7 @@ class Discriminator(nn.Module, abc.ABC):
         logits = self.logit(features).squeeze(1)
         if self.label_logit is not None:
             logits = logits + (self.label_logit(labels) * features).sum(dim=1)
-        return logits  # type: ignore[no-any-return]  # nn.Module's call is untyped
+        return logits.float()  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images float32 [N, C, H, W] and labels int64 [N], or None if unconditional, to logits float32 [N]."""
@@ -138,7 +138,7 @@ class MinibatchDeviation(nn.Module):
         """[N, C] or [N, C, H, W] of `batches` batches behind each other -> one C more; each sees its own deviation."""
         groups = hidden.reshape(batches, -1, *hidden.shape[1:])
         # The square root has no gradient at zero, where a collapsed generator is: hence the small number.
-        deviation = (groups.var(dim=1, correction=0) + 1e-8).sqrt().flatten(1).mean(dim=1)
+        deviation = (groups.float().var(dim=1, correction=0) + 1e-8).sqrt().flatten(1).mean(dim=1)
         one_each = deviation.repeat_interleave(groups.shape[1]).view(-1, *(1,) * (hidden.dim() - 1))
         return torch.cat([hidden, one_each.expand(-1, 1, *hidden.shape[2:])], dim=1)
 
