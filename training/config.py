@@ -16,7 +16,7 @@ from ganserve.errors import ConfigError
 
 # The names in the registries of training.models, training.losses and training.optimizers; a test holds them equal.
 GENERATOR_KINDS: Final = ("conv", "mlp", "residual", "subpixel")
-DISCRIMINATOR_KINDS: Final = ("conv", "mlp")
+DISCRIMINATOR_KINDS: Final = ("conv", "mlp", "residual")
 OBJECTIVES: Final = ("bce", "bce_mse", "hinge", "lsgan", "ns", "rpgan", "wasserstein")
 OPTIMIZERS: Final = ("adam", "adamw", "rmsprop")
 ACTIVATIONS: Final = ("leaky_relu", "prelu", "relu", "silu")
@@ -82,9 +82,9 @@ class DiscriminatorConfig:
     """The discriminator; no normalisation of it looks at the batch (that and gradient penalties do not go together).
 
     Attributes:
-        kind: conv or mlp.
-        width: conv: channels after the first halving, doubled at each one after; mlp: units of a hidden layer.
-        depth: conv: halvings of the resolution; mlp: hidden layers.
+        kind: conv, residual or mlp.
+        width: channels after the first halving, doubled at each one after; mlp: units of a hidden layer.
+        depth: halvings of the resolution; mlp: hidden layers.
         norm: none, or spectral: each layer's weight is divided by its largest singular value (Miyato et al. 2018).
         minibatch_deviation: the last hidden layer also sees how much the images of a batch, all real or all fake,
             deviate from each other (Karras et al. 2018).

@@ -6,7 +6,7 @@ from training.config import DiscriminatorConfig, GeneratorConfig
 from training.models.base import Discriminator, Generator, ImageShape
 from training.models.conv import ConvDiscriminator, ConvGenerator
 from training.models.mlp import MlpDiscriminator, MlpGenerator
-from training.models.residual import ResidualGenerator
+from training.models.residual import ResidualDiscriminator, ResidualGenerator
 from training.models.subpixel import SubpixelGenerator
 
 __all__ = ["DISCRIMINATORS", "GENERATORS", "Discriminator", "Generator", "ImageShape"]
@@ -32,4 +32,8 @@ GENERATORS: Final[dict[str, GeneratorBuilder]] = {
     "residual": ResidualGenerator,
     "subpixel": SubpixelGenerator,
 }
-DISCRIMINATORS: Final[dict[str, DiscriminatorBuilder]] = {"conv": ConvDiscriminator, "mlp": MlpDiscriminator}
+DISCRIMINATORS: Final[dict[str, DiscriminatorBuilder]] = {
+    "conv": ConvDiscriminator,
+    "mlp": MlpDiscriminator,
+    "residual": ResidualDiscriminator,
+}

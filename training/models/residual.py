@@ -4,16 +4,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.config import GeneratorConfig
+from training.config import DiscriminatorConfig, GeneratorConfig
 from training.models.base import (
+    Discriminator,
     Generator,
     ImageShape,
     LatentInput,
+    MinibatchDeviation,
     Norm,
     Size,
     activation,
     crop,
     halvings,
+    normalize_spectrally,
     output_activation,
 )
 
@@ -36,7 +39,7 @@ class ResidualGenerator(Generator):
         self.norm = Norm(config.norm, channels[0], spatial=True, num_classes=num_classes)
         self.activation = activation(config.activation, channels[0], config.negative_slope)
         self.blocks = nn.ModuleList(
-            ResidualBlock(config, before, after, size, num_classes=num_classes)
+            DoublingBlock(config, before, after, size, num_classes=num_classes)
             for before, after, size in zip(channels, [*channels[1:], channels[-1]], sizes[1:], strict=True)
         )
         self.pixels = nn.Conv2d(channels[-1], image_shape[0], 3, padding=1)
@@ -57,12 +60,12 @@ class ResidualGenerator(Generator):
         """See `Generator.normalized_layers`."""
         layers: list[tuple[nn.Module, Norm]] = [(self.input, self.norm)]
         for block in self.blocks:
-            assert isinstance(block, ResidualBlock)
+            assert isinstance(block, DoublingBlock)
             layers += [(block.first, block.first_norm), (block.second, block.second_norm)]
         return layers
 
 
-class ResidualBlock(nn.Module):
+class DoublingBlock(nn.Module):
     """Doubles to `size`: activation(norm(conv(activation(norm(conv(up(x)))))) + up(conv1x1(x))).
 
     Each normalisation comes after a convolution, so that at inference it is a part of that convolution; in the
@@ -92,3 +95,54 @@ class ResidualBlock(nn.Module):
 
     def _doubled(self, hidden: Tensor) -> Tensor:
         return crop(functional.interpolate(hidden, scale_factor=2.0, mode="nearest"), self.size)
+
+
+class ResidualDiscriminator(Discriminator):
+    """`depth` halving blocks, doubling the channels; then the logit of all that is left."""
+
+    def __init__(self, config: DiscriminatorConfig, *, image_shape: ImageShape, num_classes: int | None) -> None:
+        sizes = halvings(image_shape[1:], config.depth)
+        channels = [image_shape[0]] + [config.width * 2**level for level in range(config.depth)]
+        super().__init__(channels[-1] * sizes[-1][0] * sizes[-1][1], num_classes)
+        inputs = channels[:-1]
+        self.deviation = MinibatchDeviation() if config.minibatch_deviation else None
+        if self.deviation is not None:
+            inputs[-1] += 1
+        self.blocks = nn.ModuleList(
+            HalvingBlock(config, before, after) for before, after in zip(inputs, channels[1:], strict=True)
+        )
+        if config.norm == "spectral":
+            normalize_spectrally(self)
+
+    def features(self, images: Tensor, *, batches: int = 1) -> Tensor:
+        """See `Discriminator.features`."""
+        hidden = images
+        for level, block in enumerate(self.blocks, start=1):
+            if self.deviation is not None and level == len(self.blocks):
+                hidden = self.deviation(hidden, batches)
+            hidden = block(hidden)
+        return hidden.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory, as in conv.py
+
+
+class HalvingBlock(nn.Module):
+    """Halves, rounding up: activation(pool(conv(activation(conv(x)))) + conv1x1(pool(x)))."""
+
+    def __init__(self, config: DiscriminatorConfig, before: int, after: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(before, after, 3, padding=1)
+        self.first_activation = activation(config.activation, after, config.negative_slope)
+        self.second = nn.Conv2d(after, after, 3, padding=1)
+        self.second_activation = activation(config.activation, after, config.negative_slope)
+        self.shortcut = nn.Conv2d(before, after, 1, bias=False)  # `second` has one already
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """float32 [N, before, H, W] -> float32 [N, after, ceil(H / 2), ceil(W / 2)]."""
+        shortcut = self.shortcut(_halved(hidden))
+        hidden = self.second(self.first_activation(self.first(hidden)))
+        images: Tensor = self.second_activation(_halved(hidden) + shortcut)
+        return images
+
+
+def _halved(hidden: Tensor) -> Tensor:
+    """The means of 2 x 2 cells, and at an odd border of what there is of them."""
+    return functional.avg_pool2d(hidden, 2, ceil_mode=True)
