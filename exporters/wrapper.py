@@ -124,6 +124,9 @@ def _fold_into(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
             raise ExportError("cannot fold a normalisation into a grouped transposed convolution")
         weight_scale = scale[None, :, None, None]
     elif isinstance(layer, nn.Conv2d):
+        # A pixel shuffle may make C channels of the convolution's C * cells.
+        cells = layer.out_channels // len(scale)
+        scale, shift = scale.repeat_interleave(cells), shift.repeat_interleave(cells)
         weight_scale = scale[:, None, None, None]
     else:
         raise ExportError(f"cannot fold a normalisation into a {type(layer).__name__}")

@@ -123,7 +123,9 @@ def _ctrl_c_ends_at_once() -> Iterator[None]:
 def train(
     recipe: Annotated[
         str | None,
-        typer.Option(help="A recipe's name (quick, seed) or the path of a .toml. Default: quick.", show_default=False),
+        typer.Option(
+            help="A recipe's name (--help lists them) or the path of a .toml. Default: quick.", show_default=False
+        ),
     ] = None,
     run: Annotated[
         str | None, typer.Option(help="The run's name in runs/, or a path. Default: RECIPE-N.", show_default=False)

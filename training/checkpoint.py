@@ -98,7 +98,7 @@ def save_checkpoint(
     content = {
         "schema_version": SCHEMA_VERSION,
         "step": state.step,
-        "images_seen": state.step * config.batch_size,
+        "images_seen": state.step * config.images_per_step,
         "seconds": state.seconds,
         "metrics": dict(metrics),
         "config": to_dict(config),

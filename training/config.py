@@ -15,12 +15,15 @@ from typing import Any, Final
 from ganserve.errors import ConfigError
 
 # The names in the registries of training.models, training.losses and training.optimizers; a test holds them equal.
-GENERATOR_KINDS: Final = ("conv", "mlp")
-DISCRIMINATOR_KINDS: Final = ("conv", "mlp")
-OBJECTIVES: Final = ("bce", "bce_mse", "ns")
-OPTIMIZERS: Final = ("adam", "rmsprop")
+GENERATOR_KINDS: Final = ("conv", "mlp", "residual", "subpixel")
+DISCRIMINATOR_KINDS: Final = ("conv", "mlp", "residual")
+OBJECTIVES: Final = ("bce", "bce_mse", "hinge", "lsgan", "ns", "rpgan", "wasserstein")
+OPTIMIZERS: Final = ("adam", "adamw", "rmsprop")
+ACTIVATIONS: Final = ("leaky_relu", "prelu", "relu", "silu")
 VALUE_RANGES: Final = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 NORMS: Final = ("batch", "none")
+DISCRIMINATOR_NORMS: Final = ("none", "spectral")
+PRECISIONS: Final = ("bfloat16", "float32")
 PLAYERS: Final = ("discriminator", "generator")
 SEED_MAX: Final = 2**63 - 1  # what both TOML and torch hold
 _LIKE: Final = 0.6  # of difflib's 0 to 1: from here on two names are a slip of each other
@@ -38,12 +41,14 @@ class GeneratorConfig:
     """The generator. `kind` decides what `width` and `depth` count.
 
     Attributes:
-        kind: conv or mlp.
+        kind: conv, subpixel (convolutions and pixel shuffles), residual or mlp.
         latent_dim: length of one latent.
-        width: conv: channels before the last upsampling, doubled for each one below; mlp: units of a hidden layer.
-        depth: conv: doublings of the resolution; mlp: hidden layers.
+        width: channels before the last upsampling (residual: also after it), doubled for each one below; mlp: units of
+            a hidden layer.
+        depth: doublings of the resolution; mlp: hidden layers.
         norm: batch (per-class scale and shift if the run is conditional) or none, before each activation.
-        negative_slope: slope of the leaky ReLU below zero; 0 is ReLU.
+        activation: leaky_relu, prelu (a learned slope for each channel or unit), relu or silu.
+        negative_slope: slope of leaky_relu below zero, 0 is ReLU; and where prelu's slopes start.
         output: tanh (images in [-1, 1]) or sigmoid (images in [0, 1]).
     """
 
@@ -52,6 +57,7 @@ class GeneratorConfig:
     width: int = 32
     depth: int = 2
     norm: str = "batch"
+    activation: str = "leaky_relu"
     negative_slope: float = 0.0
     output: str = "tanh"
 
@@ -61,6 +67,7 @@ class GeneratorConfig:
         _between("generator.width", self.width, 1, 4096)
         _between("generator.depth", self.depth, 1, 8)
         _one_of("generator.norm", self.norm, NORMS)
+        _one_of("generator.activation", self.activation, ACTIVATIONS)
         _between("generator.negative_slope", self.negative_slope, 0.0, 1.0)
         _one_of("generator.output", self.output, tuple(VALUE_RANGES))
 
@@ -72,24 +79,33 @@ class GeneratorConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """The discriminator, without normalisation (R1 and batch statistics do not go together).
+    """The discriminator; no normalisation of it looks at the batch (that and gradient penalties do not go together).
 
     Attributes:
-        kind: conv or mlp.
-        width: conv: channels after the first halving, doubled at each one after; mlp: units of a hidden layer.
-        depth: conv: halvings of the resolution; mlp: hidden layers.
-        negative_slope: slope of the leaky ReLU below zero; 0 is ReLU.
+        kind: conv, residual or mlp.
+        width: channels after the first halving, doubled at each one after; mlp: units of a hidden layer.
+        depth: halvings of the resolution; mlp: hidden layers.
+        norm: none, or spectral: each layer's weight is divided by its largest singular value (Miyato et al. 2018).
+        minibatch_deviation: the last hidden layer also sees how much the images of a batch, all real or all fake,
+            deviate from each other (Karras et al. 2018).
+        activation: leaky_relu, prelu (a learned slope for each channel or unit), relu or silu.
+        negative_slope: slope of leaky_relu below zero, 0 is ReLU; and where prelu's slopes start.
     """
 
     kind: str = "conv"
     width: int = 32
     depth: int = 3
+    norm: str = "none"
+    minibatch_deviation: bool = False
+    activation: str = "leaky_relu"
     negative_slope: float = 0.2
 
     def __post_init__(self) -> None:
         _one_of("discriminator.kind", self.kind, DISCRIMINATOR_KINDS)
         _between("discriminator.width", self.width, 1, 4096)
         _between("discriminator.depth", self.depth, 1, 8)
+        _one_of("discriminator.norm", self.norm, DISCRIMINATOR_NORMS)
+        _one_of("discriminator.activation", self.activation, ACTIVATIONS)
         _between("discriminator.negative_slope", self.negative_slope, 0.0, 1.0)
 
 
@@ -98,28 +114,40 @@ class OptimizerConfig:
     """Both players' optimizer.
 
     Attributes:
-        kind: adam or rmsprop.
+        kind: adam, adamw or rmsprop.
         lr: learning rate at the start.
+        discriminator_lr_share: the discriminator's rate is this share of the generator's, at all times; other than 1 it
+            is the two time-scales of Heusel et al. 2017.
         final_lr_share: the rate falls along a cosine to this share of `lr` at the last step; 1 keeps it constant.
         beta1: Adam's decay of the first moment; RMSprop's momentum.
         beta2: Adam's and RMSprop's decay of the second moment.
         eps: added to the root of the second moment.
+        weight_decay: adamw's: each step takes this share of the rate from every weight.
     """
 
     kind: str = "adam"
     lr: float = 2e-3
+    discriminator_lr_share: float = 1.0
     final_lr_share: float = 0.02
     beta1: float = 0.5
     beta2: float = 0.99
     eps: float = 1e-8
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         _one_of("optimizer.kind", self.kind, OPTIMIZERS)
         _between("optimizer.lr", self.lr, 0.0, 1e3, above=True)
+        _between("optimizer.discriminator_lr_share", self.discriminator_lr_share, 0.0, 1e3, above=True)
         _between("optimizer.final_lr_share", self.final_lr_share, 0.0, 1.0)
         _between("optimizer.beta1", self.beta1, 0.0, 1.0, below=True)
         _between("optimizer.beta2", self.beta2, 0.0, 1.0, below=True)
         _between("optimizer.eps", self.eps, 0.0, 1.0, above=True)
+        _between("optimizer.weight_decay", self.weight_decay, 0.0, 1e3)
+        if self.weight_decay and self.kind != "adamw":
+            raise ConfigError(
+                f"optimizer.weight_decay is {self.weight_decay}, but optimizer.kind is {self.kind}, which has none",
+                hint="set optimizer.kind=adamw, or optimizer.weight_decay=0",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,16 +156,52 @@ class PenaltyConfig:
 
     Attributes:
         r1: gamma of the R1 penalty, (gamma / 2) |grad D(real)|^2; 0 is off.
-        every_steps: penalties are taken at every so many steps, and count as much more (lazy regularisation,
-            Karras et al. 2020).
+        r2: gamma of the R2 penalty, (gamma / 2) |grad D(fake)|^2; 0 is off.
+        gradient: weight of WGAN-GP's penalty, (|grad D| - 1)^2 between real and fake images; 0 is off.
+        every_steps: penalties are taken at every so many steps of the discriminator, and count as much more (lazy
+            regularisation, Karras et al. 2020).
+        clip: after each step the discriminator's weights are brought into [-clip, clip]; 0 is off.
     """
 
     r1: float = 0.0
+    r2: float = 0.0
+    gradient: float = 0.0
     every_steps: int = 1
+    clip: float = 0.0
 
     def __post_init__(self) -> None:
         _between("penalty.r1", self.r1, 0.0, 1e6)
+        _between("penalty.r2", self.r2, 0.0, 1e6)
+        _between("penalty.gradient", self.gradient, 0.0, 1e6)
         _between("penalty.every_steps", self.every_steps, 1, 10**6)
+        _between("penalty.clip", self.clip, 0.0, 1e3)
+        if self.clip and self.gradient:
+            raise ConfigError(
+                f"penalty.clip is {self.clip} and penalty.gradient is {self.gradient}: clipped weights cannot follow "
+                "a penalty that wants gradients of length 1",
+                hint="set one of the two to 0",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of every image that the discriminator sees, real or fake (DiffAugment, Zhao et al. 2020).
+
+    Attributes:
+        brightness: light is added or taken, up to this share of the images' range; DiffAugment's is 0.25.
+        contrast: the distance from the image's mean is scaled by up to so much more or less; DiffAugment's is 0.5.
+        translation: images are moved by up to this share of their height and width; DiffAugment's is 0.125.
+        cutout: a rectangle of this share of the height and width turns grey; DiffAugment's is 0.5.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    translation: float = 0.0
+    cutout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _between(f"augment.{field.name}", getattr(self, field.name), 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,12 +242,16 @@ class TrainingConfig:
     Attributes:
         recipe: the recipe's name; it names the run.
         objective: bce and ns (one function: binary cross-entropy of logits, with the generator's target at 1, is the
-            non-saturating loss) or bce_mse (the article's text).
+            non-saturating loss), bce_mse (the article's text), lsgan (least squares), hinge, wasserstein (with
+            something that keeps the discriminator Lipschitz) or rpgan (relativistic: of pairs of real and fake images).
         conditional: the players are told the class.
         wrong_label_weight: weight of the discriminator's loss for real images under a wrong label.
-        steps: updates of each player.
-        batch_size: real images, and as many fakes, in a step.
+        steps: updates of the generator, and of the discriminator if `discriminator_steps` is 1.
+        discriminator_steps: updates of the discriminator for each of the generator's, each on a batch of its own.
+        batch_size: real images, and as many fakes, in an update.
         seed: of the weights, the data order, the latents and the sheets.
+        precision: of the networks' products: float32, or bfloat16 where torch's autocast finds it safe; weights, losses
+            and averages are float32 always. float16 would need its losses scaled, and bfloat16 has no such need.
         first_player: who is updated first in a step.
         reuse_fakes: both players learn from the same fakes in a step; otherwise the second one gets fresh ones.
     """
@@ -193,8 +261,10 @@ class TrainingConfig:
     conditional: bool = True
     wrong_label_weight: float = 0.0
     steps: int = 2000
+    discriminator_steps: int = 1
     batch_size: int = 32
     seed: int = 0
+    precision: str = "float32"
     first_player: str = "discriminator"
     reuse_fakes: bool = True
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -202,6 +272,7 @@ class TrainingConfig:
     discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
@@ -217,12 +288,50 @@ class TrainingConfig:
                 f"wrong_label_weight is {self.wrong_label_weight}, but conditional is false: no label can be wrong",
                 hint="set wrong_label_weight=0, or conditional=true",
             )
+        unbounded = self.objective == "wasserstein" and not self.penalty.clip and self.discriminator.norm != "spectral"
+        if self.wrong_label_weight and unbounded:
+            raise ConfigError(
+                f"wrong_label_weight is {self.wrong_label_weight}, but objective is wasserstein, and no gradient "
+                "penalty bounds what an image's logit may be under a wrong label",
+                hint="set wrong_label_weight=0, or discriminator.norm=spectral",
+            )
         _between("steps", self.steps, 1, 10**9)
+        _between("discriminator_steps", self.discriminator_steps, 1, 1000)
         _between("batch_size", self.batch_size, 1, 10**6)
+        if self.objective == "wasserstein" and not self._lipschitz:
+            raise ConfigError(
+                "objective is wasserstein, but nothing keeps the discriminator Lipschitz: its loss has no lower bound",
+                hint="set penalty.gradient=10, penalty.clip=0.01 or discriminator.norm=spectral",
+            )
         if self.batch_size == 1 and self.generator.norm == "batch":
             raise ConfigError("batch_size must be at least 2 with generator.norm=batch, got 1")
+        if self.batch_size == 1 and self.discriminator.minibatch_deviation:
+            raise ConfigError("batch_size must be at least 2 with discriminator.minibatch_deviation=true, got 1")
+        if self.penalty.clip and self.discriminator.norm == "spectral":
+            raise ConfigError(
+                f"penalty.clip is {self.penalty.clip}, but discriminator.norm is spectral, which scales every weight "
+                "back again",
+                hint="set penalty.clip=0, or discriminator.norm=none",
+            )
         _between("seed", self.seed, 0, SEED_MAX)
+        _one_of("precision", self.precision, PRECISIONS)
         _one_of("first_player", self.first_player, PLAYERS)
+
+    @property
+    def images_per_step(self) -> int:
+        """Real images that the discriminator is shown in a step: how fast the training clock goes."""
+        return self.batch_size * self.discriminator_steps
+
+    @property
+    def pairs_of_one_class(self) -> bool:
+        """Whether a fake has the label of the real image at its place in the batch, because the two are compared."""
+        return self.conditional and (self.objective == "rpgan" or self.penalty.gradient > 0)
+
+    @property
+    def _lipschitz(self) -> bool:
+        penalty = self.penalty
+        penalised = any((penalty.r1, penalty.r2, penalty.gradient, penalty.clip))
+        return penalised or self.discriminator.norm == "spectral"
 
 
 def list_recipes() -> dict[str, str]:

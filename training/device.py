@@ -20,6 +20,23 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuses what the device would only imitate.
+
+    Raises:
+        ConfigError: bfloat16 on a GPU that does not have it.
+    """
+    if (
+        precision == "bfloat16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise ConfigError(
+            f"precision is bfloat16, which {torch.cuda.get_device_name(device)} does not have",
+            hint="set precision=float32",
+        )
+
+
 def use_available_cpus() -> int:
     """Sets torch's threads to what this process may use, and returns their number.
 

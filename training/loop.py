@@ -17,11 +17,12 @@ import torch
 from ganserve import atomic
 from ganserve.errors import ConfigError, RunError, TrainingError
 from training import pictures, run_dir
+from training.augment import augment
 from training.checkpoint import environment, restore_checkpoint, save_checkpoint, verify_checkpoint
 from training.config import PLAYERS, TrainingConfig, differences
 from training.data import Dataset, load_dataset
 from training.data.batches import Batches
-from training.device import resolve_device, use_available_cpus
+from training.device import check_precision, resolve_device, use_available_cpus
 from training.health import Watch, check_weights
 from training.losses import OBJECTIVES
 from training.optimizers import learning_rate, set_learning_rate
@@ -86,6 +87,7 @@ def train(
     """
     progress = progress or SilentProgress()
     target = resolve_device(device)
+    check_precision(config.precision, target)
     threads = use_available_cpus()
     with _enough_memory(target), run_dir.writing(run):
         dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
@@ -147,13 +149,37 @@ def _loop(
         config.seed, config.generator.latent_dim, state.generator.num_classes, device
     )
 
-    def fakes() -> tuple[torch.Tensor, torch.Tensor | None]:
+    def autocast() -> torch.autocast:
+        """Around each use of the networks, anew: it keeps converted weights, which an update leaves behind."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
+
+    def seen(images: torch.Tensor) -> torch.Tensor:
+        """What the discriminator sees of the images, in its own steps and in the generator's."""
+        return augment(images, config.augment, value_range=config.generator.value_range, rng=state.rng)
+
+    def reals(update: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        images, labels = batches.batch(update)
+        images = seen(images)
+        if not config.wrong_label_weight:
+            return images, labels, None
+        shift = torch.randint(1, dataset.num_classes, labels.shape, generator=state.rng, device=device)
+        return images, labels, (labels + shift) % dataset.num_classes
+
+    def fakes(real_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         latents = torch.randn(config.batch_size, config.generator.latent_dim, generator=state.rng, device=device)
-        labels = batches.draw_labels(state.rng) if config.conditional else None
-        return state.generator(latents, labels), labels
+        labels = None
+        if config.conditional:
+            labels = real_labels if config.pairs_of_one_class else batches.draw_labels(state.rng)
+        with autocast():
+            images = state.generator(latents, labels)
+        return seen(images.float()), labels
 
     players = sorted(PLAYERS, key=lambda player: player != config.first_player)
-    total_images = config.steps * config.batch_size
+    updates = [
+        player for player in players for _ in range(config.discriminator_steps if player == "discriminator" else 1)
+    ]
+    penalty = config.penalty
+    total_images = config.steps * config.images_per_step
     first_step, seconds_before = state.step + 1, state.seconds
     started = logged_at = time.monotonic()
     logged_step = state.step
@@ -162,46 +188,58 @@ def _loop(
 
     with _signals() as received:
         for step in range(first_step, config.steps + 1):
-            lr = learning_rate(config.optimizer, images_seen=(step - 1) * config.batch_size, total_images=total_images)
+            images_before = (step - 1) * config.images_per_step
+            lr = learning_rate(config.optimizer, images_seen=images_before, total_images=total_images)
             set_learning_rate(state.generator_optimizer, lr)
-            set_learning_rate(state.discriminator_optimizer, lr)
+            set_learning_rate(state.discriminator_optimizer, lr * config.optimizer.discriminator_lr_share)
 
-            real_images, real_labels = batches.batch(step - 1)
-            wrong_labels = None
-            if config.wrong_label_weight:
-                shift = torch.randint(1, dataset.num_classes, real_labels.shape, generator=state.rng, device=device)
-                wrong_labels = (real_labels + shift) % dataset.num_classes
-            lazy = config.penalty.every_steps if step % config.penalty.every_steps == 0 else 0
-            fake_images, fake_labels = fakes()
+            update = (step - 1) * config.discriminator_steps  # of the discriminator, from 0; each has its own batch
+            real_images, real_labels, wrong_labels = reals(update)
+            fake_images, fake_labels = fakes(real_labels)
 
-            for turn, player in enumerate(players):
-                if turn == 1 and not config.reuse_fakes:
-                    fake_images, fake_labels = fakes()
+            for turn, player in enumerate(updates):
+                if turn and player == "discriminator" == updates[turn - 1]:
+                    update += 1
+                    real_images, real_labels, wrong_labels = reals(update)
+                    fake_images, fake_labels = fakes(real_labels)
+                elif turn and not config.reuse_fakes:
+                    fake_images, fake_labels = fakes(real_labels)
                 if player == "discriminator":
-                    d_report = discriminator_step(
-                        state.discriminator,
-                        state.discriminator_optimizer,
-                        objective,
-                        real_images=real_images,
-                        real_labels=real_labels if config.conditional else None,
-                        fake_images=fake_images,
-                        fake_labels=fake_labels,
-                        wrong_labels=wrong_labels,
-                        wrong_label_weight=config.wrong_label_weight,
-                        r1_weight=config.penalty.r1 / 2 * lazy,
-                    )
+                    lazy = penalty.every_steps if (update + 1) % penalty.every_steps == 0 else 0
+                    with autocast():
+                        d_report = discriminator_step(
+                            state.discriminator,
+                            state.discriminator_optimizer,
+                            objective,
+                            real_images=real_images,
+                            real_labels=real_labels if config.conditional else None,
+                            fake_images=fake_images,
+                            fake_labels=fake_labels,
+                            wrong_labels=wrong_labels,
+                            wrong_label_weight=config.wrong_label_weight,
+                            r1_weight=penalty.r1 / 2 * lazy,
+                            r2_weight=penalty.r2 / 2 * lazy,
+                            gradient_weight=penalty.gradient * lazy,
+                            mix=torch.rand(config.batch_size, generator=state.rng, device=device)
+                            if penalty.gradient and lazy
+                            else None,
+                            clip=penalty.clip,
+                        )
                 else:
-                    g_report = generator_step(
-                        state.generator,
-                        state.discriminator,
-                        state.generator_optimizer,
-                        objective,
-                        fake_images=fake_images,
-                        fake_labels=fake_labels,
-                    )
-            images_seen = step * config.batch_size
+                    with autocast():
+                        g_report = generator_step(
+                            state.generator,
+                            state.discriminator,
+                            state.generator_optimizer,
+                            objective,
+                            fake_images=fake_images,
+                            fake_labels=fake_labels,
+                            real_images=real_images,
+                            real_labels=real_labels if config.conditional else None,
+                        )
+            images_seen = step * config.images_per_step
             if state.ema:
-                state.ema.update(state.generator, images_seen=images_seen, batch_images=config.batch_size)
+                state.ema.update(state.generator, images_seen=images_seen, batch_images=config.images_per_step)
             state.step = step
             watch.observe(
                 step,
@@ -229,7 +267,7 @@ def _loop(
 
             now = time.monotonic()
             state.seconds = seconds_before + now - started
-            images_per_s = (step - logged_step) * config.batch_size / (now - logged_at)
+            images_per_s = (step - logged_step) * config.images_per_step / (now - logged_at)
             point = {
                 "step": step,
                 "images_seen": images_seen,
@@ -263,9 +301,9 @@ def _loop(
         run=run,
         checkpoint=checkpoint,
         steps=state.step,
-        images_seen=state.step * config.batch_size,
+        images_seen=state.step * config.images_per_step,
         seconds=round(seconds_before + seconds, 3),
-        images_per_s=round((state.step - first_step + 1) * config.batch_size / seconds, 1),
+        images_per_s=round((state.step - first_step + 1) * config.images_per_step / seconds, 1),
         metrics=point,
         interrupted_by=received.number if state.step < config.steps else None,
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from torch import nn
-from torch.optim import Adam, Optimizer, RMSprop
+from torch.optim import Adam, AdamW, Optimizer, RMSprop
 
 from training.config import OptimizerConfig
 
@@ -28,6 +28,12 @@ def build_adam(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> O
     return Adam(parameters, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
+def build_adamw(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019): Adam whose weight decay does not go through the moments; fused as Adam is."""
+    betas = (config.beta1, config.beta2)
+    return AdamW(parameters, lr=config.lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True)
+
+
 def build_rmsprop(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """RMSprop (Tieleman and Hinton 2012): `beta2` decays the second moment, `beta1` is the momentum."""
     return RMSprop(parameters, lr=config.lr, alpha=config.beta2, momentum=config.beta1, eps=config.eps, foreach=True)
@@ -35,5 +41,6 @@ def build_rmsprop(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -
 
 OPTIMIZERS: Final[dict[str, Callable[[OptimizerConfig, Iterable[nn.Parameter]], Optimizer]]] = {
     "adam": build_adam,
+    "adamw": build_adamw,
     "rmsprop": build_rmsprop,
 }

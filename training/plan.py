@@ -10,7 +10,7 @@ from torch import nn
 
 from training.config import TrainingConfig, to_dict
 from training.data import DatasetFacts, load_dataset
-from training.device import resolve_device, use_available_cpus
+from training.device import check_precision, resolve_device, use_available_cpus
 from training.loop import check_start
 from training.run_dir import printable, writing
 from training.state import build_discriminator, build_generator
@@ -31,7 +31,7 @@ class TrainingPlan:
     @property
     def epochs(self) -> float:
         """How often the run sees each image."""
-        return self.config.steps * self.config.batch_size / self.dataset.images
+        return self.config.steps * self.config.images_per_step / self.dataset.images
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -51,7 +51,7 @@ class TrainingPlan:
             f"{data.num_classes} classes, digest {data.digest[:12]}",
             f"generator      {config.generator.kind}, {self.generator_parameters:,} parameters",
             f"discriminator  {config.discriminator.kind}, {self.discriminator_parameters:,} parameters",
-            f"length         {config.steps:,} steps of {config.batch_size} images: {self.epochs:.2f} epochs",
+            f"length         {config.steps:,} steps of {config.images_per_step} images: {self.epochs:.2f} epochs",
             f"device         {self.device}, {self.threads} threads",
         ]
         return "\n".join([*(f"# {printable(fact)}" for fact in facts), "", *_toml(to_dict(config))])
@@ -67,6 +67,7 @@ def plan(config: TrainingConfig, run: Path, *, device: str = "auto", resume: boo
         CheckpointError: none of the checkpoints is intact.
     """
     target = resolve_device(device)
+    check_precision(config.precision, target)
     with writing(run):
         dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
         check_start(config, run, dataset, resume=resume)

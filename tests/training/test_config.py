@@ -14,7 +14,7 @@ from training.config import TrainingConfig, differences, from_dict, keys, list_r
 def test_every_recipe_has_one_line_of_description() -> None:
     """What `ganserve train --help` lists comes from the recipes themselves."""
     recipes = list_recipes()
-    assert {"quick", "seed"} <= set(recipes)
+    assert {"hinge", "lsgan", "quick", "r3gan", "seed", "wgan-gp"} <= set(recipes)
     assert all(text and "\n" not in text for text in recipes.values())
 
 
@@ -88,11 +88,35 @@ def test_a_recipe_of_your_own_is_named_after_its_file(tmp_path: Path) -> None:
         (["optimizer.lr=nan"], "optimizer.lr must be a finite number", None),
         (["optimizer.lr=0"], r"optimizer.lr must be in \(0, ", None),
         (["optimizer.beta2=1"], r"optimizer.beta2 must be in \[0, 1\), got 1", None),
-        (["objective=bse"], "objective must be one of bce, bce_mse, ns, got 'bse'", "bce"),
+        (
+            ["objective=bse"],
+            "objective must be one of bce, bce_mse, hinge, lsgan, ns, rpgan, wasserstein, got 'bse'",
+            "bce",
+        ),
         (["generator.kind=konv"], "generator.kind must be one of conv, mlp", "conv"),
         (["conditional=false"], "wrong_label_weight is 0.3, but conditional is false", "wrong_label_weight=0"),
         (["batch_size=1"], "batch_size must be at least 2 with generator.norm=batch", None),
         (["seed=-1"], r"seed must be in \[0, 9223372036854775807\], got -1", None),
+        (["penalty.clip=0.1", "penalty.gradient=1"], "penalty.clip is 0.1 and penalty.gradient is 1.0", "to 0"),
+        (["penalty.clip=0.1", "discriminator.norm=spectral"], "but discriminator.norm is spectral", "penalty.clip=0"),
+        (
+            ["objective=wasserstein", "penalty.r1=0", "wrong_label_weight=0"],
+            "nothing keeps the discriminator Lipschitz",
+            "penalty.gradient=10",
+        ),
+        (["objective=wasserstein"], "wrong_label_weight is 0.3, but objective is wasserstein", "wrong_label_weight=0"),
+        (["optimizer.weight_decay=0.1"], "optimizer.kind is adam, which has none", "optimizer.kind=adamw"),
+        (["penalty.r2=-1"], r"penalty.r2 must be in \[0, ", None),
+        (["discriminator_steps=0"], r"discriminator_steps must be in \[1, ", None),
+        (["generator.activation=gelu"], "generator.activation must be one of leaky_relu, prelu, relu, silu", None),
+        (["discriminator.norm=batch"], "discriminator.norm must be one of none, spectral", None),
+        (["augment.cutout=2"], r"augment.cutout must be in \[0, 1\]", None),
+        (["optimizer.discriminator_lr_share=0"], r"optimizer.discriminator_lr_share must be in \(0, ", None),
+        (
+            ["batch_size=1", "generator.norm=none", "discriminator.minibatch_deviation=true"],
+            "batch_size must be at least 2 with discriminator.minibatch_deviation=true",
+            None,
+        ),
         (["recipe=a/b"], "recipe must be a name", None),
     ],
 )
@@ -127,7 +151,9 @@ def test_a_wrong_recipe_file_is_refused(tmp_path: Path, toml: str, message: str)
 
 def test_an_unknown_recipe_offers_the_nearest() -> None:
     """A mistyped name is answered with the names there are."""
-    with pytest.raises(ConfigError, match="there is no recipe 'quik'; there are best, quick, seed") as caught:
+    with pytest.raises(
+        ConfigError, match="there is no recipe 'quik'; there are best, hinge, lsgan, quick, r3gan, seed, wgan-gp"
+    ) as caught:
         load_recipe("quik")
     assert caught.value.hint == "did you mean quick?"
     with pytest.raises(ConfigError, match=r"there is no recipe file no/such\.toml"):
@@ -136,7 +162,7 @@ def test_an_unknown_recipe_offers_the_nearest() -> None:
 
 def test_only_a_name_that_is_close_is_suggested() -> None:
     """A name like none that there is gets no guess; for a setting, the command that lists them all."""
-    for ask in (lambda: load_recipe("quick", ["generator.kind=transformer"]), lambda: load_recipe("stylegan")):
+    for ask in (lambda: load_recipe("quick", ["generator.kind=transformer"]), lambda: load_recipe("diffusion")):
         with pytest.raises(ConfigError) as caught:
             ask()
         assert caught.value.hint is None
@@ -171,6 +197,23 @@ def test_names_are_those_of_the_registries() -> None:
     assert set(configuration.DISCRIMINATOR_KINDS) == set(models.DISCRIMINATORS)
     assert set(configuration.OBJECTIVES) == set(losses.OBJECTIVES)
     assert set(configuration.OPTIMIZERS) == set(optimizers.OPTIMIZERS)
+
+
+def test_a_run_from_before_the_newer_settings_still_loads() -> None:
+    """A config.json without them is the run that it was: every one of them is off by default."""
+    plain = load_recipe("quick")
+    older = to_dict(plain)
+    for group, names in {
+        "generator": ["activation"],
+        "discriminator": ["norm", "minibatch_deviation", "activation"],
+        "optimizer": ["discriminator_lr_share", "weight_decay"],
+        "penalty": ["r2", "gradient", "clip"],
+    }.items():
+        for name in names:
+            del older[group][name]
+    for name in ("discriminator_steps", "precision", "augment"):
+        del older[name]
+    assert from_dict(older) == plain
 
 
 def test_configurations_are_frozen() -> None:

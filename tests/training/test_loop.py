@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ganserve import atomic
 from ganserve.errors import CheckpointError, ConfigError, DataError, RunError, TrainingDivergedError, TrainingError
 from training import loop, losses, run_dir
 from training.checkpoint import load_generator, verify_checkpoint
-from training.config import TrainingConfig, list_recipes, to_dict
+from training.config import TrainingConfig, list_recipes, override, to_dict
+from training.data import load_dataset
 from training.loop import train
 from training.losses import Objective
 from training.progress import SilentProgress
@@ -67,7 +69,7 @@ def test_a_run_leaves_what_it_promises(make_config: MakeConfig, tmp_path: Path, 
     assert sorted(path.name for path in (run / "sheets").iterdir()) == ["step-00000002.png", "step-00000004.png"]
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in run_dir.checkpoints(run)] == ["step-00000002", "step-00000004"]
-    assert (result.steps, result.images_seen, result.interrupted_by) == (4, 32, None)
+    assert (result.steps, result.images_seen, result.interrupted_by) == (4, 4 * config.images_per_step, None)
     assert result.metrics == points[-1] == load_generator(result.checkpoint).metrics
     assert json.loads(json.dumps(result.to_dict()))["checkpoint"] == str(result.checkpoint)
 
@@ -78,8 +80,24 @@ def test_a_run_leaves_what_it_promises(make_config: MakeConfig, tmp_path: Path, 
         [],
         ["optimizer.kind=rmsprop", "reuse_fakes=false", "first_player=generator"],
         ["generator.kind=mlp", "discriminator.kind=mlp", "ema.half_life_images=0"],
+        [
+            "discriminator.norm=spectral",
+            "discriminator.minibatch_deviation=true",
+            "discriminator.activation=prelu",
+            "generator.activation=prelu",
+            *[f"augment.{change}=0.3" for change in ("brightness", "contrast", "translation", "cutout")],
+        ],
+        [
+            "generator.kind=residual",
+            "discriminator.kind=residual",
+            "discriminator_steps=3",
+            "penalty.gradient=1",
+            "optimizer.kind=adamw",
+        ],
+        ["generator.kind=subpixel", "objective=rpgan", "penalty.r2=1", "optimizer.discriminator_lr_share=2"],
+        ["precision=bfloat16", "discriminator.minibatch_deviation=true"],
     ],
-    ids=["quick", "rmsprop", "mlp"],
+    ids=["quick", "rmsprop", "mlp", "spectral", "critic", "pairs", "bfloat16"],
 )
 def test_four_steps_are_two_and_two(make_config: MakeConfig, tmp_path: Path, overrides: list[str]) -> None:
     """An interrupted and resumed run ends with the bits of one that was not: weights, moments, RNG, metrics, sheets."""
@@ -347,3 +365,94 @@ def test_images_of_any_size_train(make_config: MakeConfig, make_data: Callable[.
             height,
             width,
         )
+
+
+@pytest.fixture
+def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Every call of a player's step in a run: who, and with which arguments."""
+    taken: list[tuple[str, dict[str, Any]]] = []
+    for name in ("discriminator_step", "generator_step"):
+        original = getattr(loop, name)
+
+        def noted(*networks: Any, _name: str = name, _original: Callable[..., Any] = original, **arguments: Any) -> Any:
+            taken.append((_name.removesuffix("_step"), arguments))
+            return _original(*networks, **arguments)
+
+        monkeypatch.setattr(loop, name, noted)
+    return taken
+
+
+def test_the_discriminator_may_take_more_steps(
+    make_config: MakeConfig, tmp_path: Path, steps_taken: list[tuple[str, dict[str, Any]]]
+) -> None:
+    """Each of its updates has images and fakes of its own, lazy penalties count its updates, and so does the clock."""
+    config = make_config("discriminator_steps=3", "steps=2", "penalty.r1=2", "penalty.every_steps=2")
+    result = train(config, tmp_path / "run")
+    assert [player for player, _ in steps_taken] == 2 * (["discriminator"] * 3 + ["generator"])
+    updates = [arguments for player, arguments in steps_taken if player == "discriminator"]
+    assert [arguments["r1_weight"] for arguments in updates] == [0, 2, 0, 2, 0, 2]
+    for name in ("real_images", "fake_images"):
+        assert len({arguments[name].detach().numpy().tobytes() for arguments in updates}) == 6
+    assert steps_taken[3][1]["fake_images"] is updates[2]["fake_images"]
+    assert result.images_seen == verify_checkpoint(result.checkpoint).images_seen == 2 * 3 * 8
+
+
+@pytest.mark.parametrize("paired", [["objective=rpgan"], ["penalty.gradient=1"]], ids=["rpgan", "gradient"])
+def test_what_is_compared_is_of_one_class(
+    make_config: MakeConfig, tmp_path: Path, steps_taken: list[tuple[str, dict[str, Any]]], paired: list[str]
+) -> None:
+    """With pairs a fake has its real image's label in both players' steps; without, labels are drawn apart."""
+    for name, overrides, same in (("pairs", paired, True), ("plain", [], False)):
+        train(make_config(*overrides), tmp_path / name)
+        equal = [torch.equal(one["real_labels"], one["fake_labels"]) for _, one in steps_taken]
+        assert len(equal) == 8
+        assert all(equal) if same else not any(equal)
+        steps_taken.clear()
+
+
+def test_both_players_are_shown_augmented_images(
+    make_config: MakeConfig, tmp_path: Path, steps_taken: list[tuple[str, dict[str, Any]]]
+) -> None:
+    """With a cutout, no step of either player sees an image, real or fake, that has no grey in it."""
+    train(make_config("augment.cutout=0.9"), tmp_path / "run")
+    assert len(steps_taken) == 8
+    for _, arguments in steps_taken:
+        for name in ("real_images", "fake_images"):
+            assert (arguments[name] == 0).flatten(1).any(dim=1).all()
+
+
+def test_the_players_may_learn_at_two_rates(make_config: MakeConfig, tmp_path: Path) -> None:
+    """With a share of next to nothing the discriminator stays where it started, and the generator does not."""
+    config = make_config("optimizer.discriminator_lr_share=1e-12")
+    moved = {}
+    for steps in (1, 4):
+        run = train(override(config, [f"steps={steps}"]), tmp_path / str(steps)).run
+        digests = verify_checkpoint(run_dir.best_checkpoint(run)[0]).digests
+        moved[steps] = digests["discriminator.safetensors"], digests["generator.safetensors"]
+    state = new_state(config, load_dataset(Path(config.data.dir or ""), "train").facts, torch.device("cpu"))
+    saved = load_file(run_dir.best_checkpoint(tmp_path / "4")[0] / "discriminator.safetensors")
+    for name, tensor in state.discriminator.state_dict().items():
+        torch.testing.assert_close(saved[name], tensor, rtol=0, atol=1e-9)
+    assert moved[1][1] != moved[4][1]
+
+
+def test_bfloat16_is_of_the_products_alone(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Convolutions compute in bfloat16; weights and moments are float32, and the losses those of a float32 run."""
+    config = make_config("precision=bfloat16")
+    seen: list[torch.dtype] = []
+
+    def note(_module: object, _inputs: object, output: torch.Tensor) -> None:
+        seen.append(output.dtype)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, given, output: note(module, given, output) if isinstance(module, torch.nn.Conv2d) else None
+    )
+    try:
+        result = train(config, tmp_path / "run")
+    finally:
+        handle.remove()
+    assert set(seen) == {torch.bfloat16}
+    for file in result.checkpoint.glob("[!r]*.safetensors"):
+        assert {one.dtype for one in load_file(file).values()} <= {torch.float32, torch.int64}
+    plain = train(make_config(), tmp_path / "plain").metrics
+    assert result.metrics["loss_discriminator"] == pytest.approx(plain["loss_discriminator"], rel=0.1)

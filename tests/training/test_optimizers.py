@@ -39,3 +39,15 @@ def test_every_optimizer_setting_arrives() -> None:
     assert (adam["lr"], adam["betas"], adam["eps"]) == (0.3, (0.4, 0.8), 1e-3)
     rmsprop = OPTIMIZERS["rmsprop"](config, [torch.nn.Parameter(torch.zeros(1))]).defaults
     assert (rmsprop["lr"], rmsprop["momentum"], rmsprop["alpha"], rmsprop["eps"]) == (0.3, 0.4, 0.8, 1e-3)
+    config = OptimizerConfig(kind="adamw", lr=0.3, beta1=0.4, beta2=0.8, eps=1e-3, weight_decay=0.25)
+    adamw = OPTIMIZERS["adamw"](config, [torch.nn.Parameter(torch.zeros(1))]).defaults
+    assert (adamw["lr"], adamw["betas"], adamw["eps"], adamw["weight_decay"]) == (0.3, (0.4, 0.8), 1e-3, 0.25)
+
+
+def test_weight_decay_shrinks_what_has_no_gradient() -> None:
+    """AdamW takes lr * weight_decay of a weight at each step, whatever the moments are."""
+    parameter = torch.nn.Parameter(torch.tensor([2.0]))
+    optimizer = OPTIMIZERS["adamw"](OptimizerConfig(kind="adamw", lr=0.1, weight_decay=0.5), [parameter])
+    parameter.grad = torch.tensor([0.0])
+    optimizer.step()
+    assert parameter.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5))

@@ -9,6 +9,7 @@ from torch import nn
 from training.config import TrainingConfig
 from training.data import DatasetFacts
 from training.losses import OBJECTIVES, Objective
+from training.models import Discriminator
 from training.optimizers import OPTIMIZERS
 from training.state import TrainingState, new_state
 from training.step import DiscriminatorReport, discriminator_step, generator_step
@@ -131,3 +132,87 @@ def test_nothing_is_updated_with_what_is_not_finite(make_config: MakeConfig, opt
     update_discriminator(state)
     assert not same(before, state.discriminator)
     assert all(one.isfinite().all() for one in state.discriminator.parameters())
+
+
+class Linear(Discriminator):
+    """D(x) = w . x with w = (3, 4): every penalty is known."""
+
+    def __init__(self) -> None:
+        super().__init__(2, None)
+        self.logit.weight.data[:] = torch.tensor([3.0, 4.0])
+
+    def features(self, images: torch.Tensor, *, batches: int = 1) -> torch.Tensor:
+        """See `Discriminator.features`."""
+        return images.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "gradient"),
+    [
+        ({}, [0.0, 0.0]),
+        ({"r1_weight": 0.5}, [3.0, 4.0]),  # of weight |w|^2: 2 weight w
+        ({"r2_weight": 0.5}, [3.0, 4.0]),
+        ({"r1_weight": 0.5, "r2_weight": 1.0}, [9.0, 12.0]),
+        (
+            {"gradient_weight": 0.5, "mix": torch.rand(6)},
+            [2.4, 3.2],
+        ),  # of weight (|w| - 1)^2: 2 weight (|w| - 1) w / |w|
+    ],
+    ids=["none", "r1", "r2", "both", "unit"],
+)
+def test_each_penalty_arrives_with_its_weight(options: dict[str, object], gradient: list[float]) -> None:
+    """Of a linear discriminator that sees no difference between real and fake, the gradient is the penalty's alone."""
+    discriminator = Linear()
+    optimizer = torch.optim.SGD(discriminator.parameters(), lr=1.0)
+    images = torch.randn(6, 1, 1, 2)
+    discriminator_step(
+        discriminator,
+        optimizer,
+        OBJECTIVES["wasserstein"],
+        real_images=images,
+        real_labels=None,
+        fake_images=images,
+        fake_labels=None,
+        **options,  # type: ignore[arg-type]
+    )
+    expected = torch.tensor([[3.0, 4.0]]) - torch.tensor([gradient])
+    torch.testing.assert_close(discriminator.logit.weight.detach(), expected, rtol=0, atol=1e-5)
+
+
+def test_clipped_weights_stay_in_their_range(state: TrainingState) -> None:
+    """After a step no weight of the discriminator is beyond the limit, and some are at it."""
+    update_discriminator(state, clip=0.01)
+    largest = max(one.abs().max().item() for one in state.discriminator.parameters())
+    assert largest == pytest.approx(0.01)
+
+
+def test_a_paired_step_computes_its_formula(state: TrainingState) -> None:
+    """Of `rpgan`, both players' reported losses are those of the differences of real and fake logits, by position."""
+    objective, softplus = OBJECTIVES["rpgan"], nn.functional.softplus
+    twin = copy.deepcopy(state.discriminator)
+    real, wrong = torch.rand(6, 1, 8, 8), (LABELS + 1) % 3
+    fakes = state.generator(torch.randn(6, 4), LABELS)
+    generator_report = generator_step(
+        state.generator,
+        state.discriminator,
+        state.generator_optimizer,
+        objective,
+        fake_images=fakes,
+        fake_labels=LABELS,
+        real_images=real,
+        real_labels=LABELS,
+    )
+    lead = twin(real, LABELS) - twin(fakes, LABELS)
+    torch.testing.assert_close(generator_report.loss, softplus(lead).mean().detach())
+
+    report = update_discriminator(
+        state,
+        objective,  # type: ignore[arg-type]
+        real_images=real,
+        fake_images=fakes,
+        fake_labels=LABELS,
+        wrong_labels=wrong,
+        wrong_label_weight=0.3,
+    )
+    over_wrong = twin(real, LABELS) - twin(real, wrong)
+    torch.testing.assert_close(report.loss, (softplus(-lead).mean() + 0.3 * softplus(-over_wrong).mean()).detach())

@@ -6,6 +6,8 @@ from training.config import DiscriminatorConfig, GeneratorConfig
 from training.models.base import Discriminator, Generator, ImageShape
 from training.models.conv import ConvDiscriminator, ConvGenerator
 from training.models.mlp import MlpDiscriminator, MlpGenerator
+from training.models.residual import ResidualDiscriminator, ResidualGenerator
+from training.models.subpixel import SubpixelGenerator
 
 __all__ = ["DISCRIMINATORS", "GENERATORS", "Discriminator", "Generator", "ImageShape"]
 
@@ -24,5 +26,14 @@ class DiscriminatorBuilder(Protocol):
     ) -> Discriminator: ...
 
 
-GENERATORS: Final[dict[str, GeneratorBuilder]] = {"conv": ConvGenerator, "mlp": MlpGenerator}
-DISCRIMINATORS: Final[dict[str, DiscriminatorBuilder]] = {"conv": ConvDiscriminator, "mlp": MlpDiscriminator}
+GENERATORS: Final[dict[str, GeneratorBuilder]] = {
+    "conv": ConvGenerator,
+    "mlp": MlpGenerator,
+    "residual": ResidualGenerator,
+    "subpixel": SubpixelGenerator,
+}
+DISCRIMINATORS: Final[dict[str, DiscriminatorBuilder]] = {
+    "conv": ConvDiscriminator,
+    "mlp": MlpDiscriminator,
+    "residual": ResidualDiscriminator,
+}

@@ -15,12 +15,14 @@ from training.models.base import (
     Generator,
     ImageShape,
     LatentInput,
+    MinibatchDeviation,
     Norm,
+    Size,
     activation,
+    halvings,
+    normalize_spectrally,
     output_activation,
 )
-
-Size = tuple[int, int]  # height, width
 
 
 class ConvGenerator(Generator):
@@ -45,7 +47,9 @@ class ConvGenerator(Generator):
             for before, after, size in zip(channels, channels[1:], sizes[1:], strict=False)
         )
         self.doublings.append(nn.ConvTranspose2d(channels[-1], image_shape[0], _kernel(sizes[-1]), stride=2, padding=1))
-        self.activation = activation(config.negative_slope)
+        self.activations = nn.ModuleList(
+            activation(config.activation, count, config.negative_slope) for count in channels
+        )
         self.output = output_activation(config.output)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -53,8 +57,8 @@ class ConvGenerator(Generator):
         hidden = self.input(latents, labels).unflatten(1, self.start_shape)
         if self.training:  # the layout that the layers behind it like: 4 % of a step on two cores
             hidden = hidden.contiguous(memory_format=torch.channels_last)
-        for norm, doubling in zip(self.norms, self.doublings, strict=True):
-            hidden = doubling(self.activation(norm(hidden, labels)))
+        for norm, activate, doubling in zip(self.norms, self.activations, self.doublings, strict=True):
+            hidden = doubling(activate(norm(hidden, labels)))
         images: Tensor = self.output(hidden)
         return images
 
@@ -70,28 +74,29 @@ class ConvDiscriminator(Discriminator):
         sizes = halvings(image_shape[1:], config.depth)
         channels = [image_shape[0]] + [config.width * 2**level for level in range(config.depth)]
         super().__init__(channels[-1] * sizes[-1][0] * sizes[-1][1], num_classes)
+        inputs = channels[:-1]
+        self.deviation = MinibatchDeviation() if config.minibatch_deviation else None
+        if self.deviation is not None:
+            inputs[-1] += 1
         self.halvings = nn.ModuleList(
             nn.Conv2d(before, after, _kernel(size), stride=2, padding=1)
-            for before, after, size in zip(channels, channels[1:], sizes, strict=False)
+            for before, after, size in zip(inputs, channels[1:], sizes, strict=False)
         )
-        self.activation = activation(config.negative_slope)
+        self.activations = nn.ModuleList(
+            activation(config.activation, count, config.negative_slope) for count in channels[1:]
+        )
+        if config.norm == "spectral":
+            normalize_spectrally(self)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, *, batches: int = 1) -> Tensor:
         """See `Discriminator.features`."""
         hidden = images
-        for halving in self.halvings:
-            hidden = self.activation(halving(hidden))
+        for level, (halving, activate) in enumerate(zip(self.halvings, self.activations, strict=True), start=1):
+            if self.deviation is not None and level == len(self.halvings):
+                hidden = self.deviation(hidden, batches)
+            hidden = activate(halving(hidden))
         # Flattened as it lies in memory (channels last), in both directions: 3 % of a step on two cores.
         return hidden.permute(0, 2, 3, 1).flatten(1)
-
-
-def halvings(size: Size, times: int) -> list[Size]:
-    """`size` and what it becomes, rounded up, at each of `times` halvings: `times + 1` sizes."""
-    sizes = [size]
-    for _ in range(times):
-        height, width = sizes[-1]
-        sizes.append((-(-height // 2), -(-width // 2)))
-    return sizes
 
 
 def _kernel(size: Size) -> Size:

@@ -1,6 +1,5 @@
 """Perceptrons: the networks of the article, and any width and depth of them."""
 
-import itertools
 import math
 
 from torch import Tensor, nn
@@ -11,8 +10,10 @@ from training.models.base import (
     Generator,
     ImageShape,
     LatentInput,
+    MinibatchDeviation,
     Norm,
     activation,
+    normalize_spectrally,
     output_activation,
 )
 
@@ -32,16 +33,18 @@ class MlpGenerator(Generator):
             Norm(config.norm, config.width, spatial=False, num_classes=num_classes) for _ in range(config.depth)
         )
         self.pixels = nn.Linear(config.width, math.prod(image_shape))
-        self.activation = activation(config.negative_slope)
+        self.activations = nn.ModuleList(
+            activation(config.activation, config.width, config.negative_slope) for _ in range(config.depth)
+        )
         self.output = output_activation(config.output)
         self.image_shape = image_shape
         _start_as_the_article(self)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """See `Generator.forward`."""
-        hidden = self.activation(self.norms[0](self.input(latents, labels), labels))
-        for linear, norm in zip(self.hidden, list(self.norms)[1:], strict=True):
-            hidden = self.activation(norm(linear(hidden), labels))
+        hidden = self.activations[0](self.norms[0](self.input(latents, labels), labels))
+        for linear, norm, activate in zip(self.hidden, list(self.norms)[1:], list(self.activations)[1:], strict=True):
+            hidden = activate(norm(linear(hidden), labels))
         images: Tensor = self.output(self.pixels(hidden)).unflatten(1, self.image_shape)
         return images
 
@@ -56,15 +59,25 @@ class MlpDiscriminator(Discriminator):
     def __init__(self, config: DiscriminatorConfig, *, image_shape: ImageShape, num_classes: int | None) -> None:
         super().__init__(config.width, num_classes)
         sizes = [math.prod(image_shape)] + [config.width] * config.depth
-        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(sizes))
-        self.activation = activation(config.negative_slope)
+        inputs = sizes[:-1]
+        self.deviation = MinibatchDeviation() if config.minibatch_deviation else None
+        if self.deviation is not None:
+            inputs[-1] += 1
+        self.hidden = nn.ModuleList(nn.Linear(before, config.width) for before in inputs)
+        self.activations = nn.ModuleList(
+            activation(config.activation, config.width, config.negative_slope) for _ in range(config.depth)
+        )
         _start_as_the_article(self)
+        if config.norm == "spectral":
+            normalize_spectrally(self)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, *, batches: int = 1) -> Tensor:
         """See `Discriminator.features`."""
         hidden = images.flatten(1)
-        for linear in self.hidden:
-            hidden = self.activation(linear(hidden))
+        for level, (linear, activate) in enumerate(zip(self.hidden, self.activations, strict=True), start=1):
+            if self.deviation is not None and level == len(self.hidden):
+                hidden = self.deviation(hidden, batches)
+            hidden = activate(linear(hidden))
         return hidden
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from training.config import (
+    ACTIVATIONS,
     DISCRIMINATOR_KINDS,
     GENERATOR_KINDS,
     DiscriminatorConfig,
@@ -15,8 +16,7 @@ from training.config import (
 from training.data import DatasetFacts
 from training.losses import OBJECTIVES
 from training.models import DISCRIMINATORS, GENERATORS
-from training.models.base import ConditionalBatchNorm
-from training.models.conv import halvings
+from training.models.base import ConditionalBatchNorm, MinibatchDeviation, activation, halvings
 from training.state import build_discriminator, build_generator, new_state, prefer_channels_last
 from training.step import discriminator_step, generator_step
 
@@ -78,7 +78,7 @@ def test_an_image_does_not_depend_on_its_neighbours(kind: str) -> None:
 @pytest.mark.parametrize("generator_kind", GENERATOR_KINDS)
 @pytest.mark.parametrize("discriminator_kind", DISCRIMINATOR_KINDS)
 @pytest.mark.parametrize("conditional", [True, False])
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop"])
 def test_every_pair_of_players_trains(
     generator_kind: str, discriminator_kind: str, conditional: bool, optimizer: str
 ) -> None:
@@ -169,3 +169,73 @@ def tiny(generator: str, discriminator: str, conditional: bool, optimizer: str) 
 def parameters(network: torch.nn.Module) -> int:
     """How many numbers the network learns."""
     return sum(one.numel() for one in network.parameters())
+
+
+@pytest.mark.parametrize("kind", DISCRIMINATORS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_deviation_of_one_batch_is_no_matter_of_the_next(kind: str, depth: int) -> None:
+    """Reals and fakes in one pass have the features that each has alone, and those depend on all of its batch."""
+    config = DiscriminatorConfig(kind=kind, width=4, depth=depth, minibatch_deviation=True)
+    network = DISCRIMINATORS[kind](config, image_shape=(1, 9, 8), num_classes=3)
+    real, fake = torch.randn(5, 1, 9, 8), 3 * torch.randn(5, 1, 9, 8)
+    together = network.features(torch.cat([real, fake]), batches=2)
+    torch.testing.assert_close(together, torch.cat([network.features(real), network.features(fake)]))
+    mixed = network.features(torch.cat([real, fake]))
+    assert not torch.allclose(mixed, together)
+    assert not torch.allclose(network.features(real[:2]), network.features(real)[:2])
+
+
+def test_the_deviation_is_the_standard_deviation() -> None:
+    """What is appended to each image is the root of the batch's variance, averaged over channels and places."""
+    hidden = torch.randn(6, 3, 4, 5)
+    seen = MinibatchDeviation()(hidden, 2)
+    assert torch.equal(seen[:, :3], hidden)
+    for half in (slice(0, 3), slice(3, 6)):
+        expected = hidden[half].std(dim=0, correction=0).mean()
+        torch.testing.assert_close(seen[half, 3], expected.expand(3, 4, 5))
+    assert MinibatchDeviation()(torch.ones(4, 2), 1)[:, 2].tolist() == pytest.approx([1e-4] * 4)
+
+
+def test_identical_images_have_a_finite_gradient() -> None:
+    """A collapsed batch, of deviation zero, sends the generator numbers and not NaN."""
+    hidden = torch.ones(4, 2, requires_grad=True)
+    MinibatchDeviation()(hidden, 1).sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", DISCRIMINATORS)
+def test_spectral_norm_makes_every_layer_of_length_one(kind: str) -> None:
+    """After passes in training mode the largest singular value of every weight, the labels' included, is 1."""
+    config = DiscriminatorConfig(kind=kind, width=4, depth=2, norm="spectral", negative_slope=1.0)
+    network = DISCRIMINATORS[kind](config, image_shape=(1, 8, 8), num_classes=3)
+    prefer_channels_last(network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(7)
+    for _ in range(300):
+        network(torch.randn(2, 1, 8, 8), torch.tensor([0, 2]))
+    network.eval()
+    layers = [one for one in network.modules() if hasattr(one, "parametrizations")]
+    assert len(layers) == {"residual": 8}.get(kind, 4)
+    for layer in layers:
+        weight = layer.weight
+        assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1.0, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("leaky_relu", [-0.5, 2.0]), ("prelu", [-0.5, 2.0]), ("relu", [0.0, 2.0]), ("silu", [-0.2689414, 1.7615942])],
+)
+def test_an_activation_is_what_it_is_called(kind: str, expected: list[float]) -> None:
+    """Values at -1 and 2, of a slope of one half; only PReLU learns, one slope a channel."""
+    layer = activation(kind, 2, 0.5)
+    assert layer(torch.tensor([[-1.0, 2.0]])).flatten().tolist() == pytest.approx(expected)
+    assert [one.shape for one in layer.parameters()] == ([(2,)] if kind == "prelu" else [])
+
+
+def test_every_activation_has_a_name() -> None:
+    """What the configuration accepts is what there is; each layer of a PReLU network has its own slopes."""
+    assert {type(activation(kind, 1, 0.1)).__name__ for kind in ACTIVATIONS} == {"LeakyReLU", "PReLU", "ReLU", "SiLU"}
+    network = GENERATORS["conv"](GeneratorConfig(activation="prelu"), image_shape=(1, 8, 8), num_classes=None)
+    assert [one.num_parameters for one in network.modules() if isinstance(one, torch.nn.PReLU)] == [64, 32]
