@@ -30,6 +30,22 @@ REFERENCE_IMAGES: Final = 10_000  # what the numbers are stated for: FID of fewe
 MIN_IMAGES: Final = 2 * FEATURE_DIM  # below it a covariance of the features says nothing
 _MIN_CLASS_IMAGES: Final = 50  # below it a class has no FID
 
+MEANINGS: Final = {
+    "fid": "distance of both sets of features: 0 is none, fewer images read higher",
+    "kid": "the same by a kernel: 0 but for chance, whatever the number of images",
+    "kid_std": "how much kid differs from one draw of 1,000 to the next",
+    "precision": "share that lies among real images: falls with bad images",
+    "recall": "share of real images that lie among these: falls with lost variety",
+    "density": "precision that no outlier raises",
+    "coverage": "recall that no outlier raises",
+    "class_distance": "share of images that another class should have had",
+    "diversity": "difference of two images of a class: 1 as in the test split",
+    "memorised": "share nearer to a training image than 1 % of unseen real images are",
+    "nearest": "median distance to the nearest training image, in grey levels",
+    "label_accuracy": "share that is recognised as what was asked for",
+    "label_accuracy_worst": "the same, of the class where it is least",
+}
+
 Report = Callable[[str, int, int], None]  # stage, done, total
 
 

@@ -140,7 +140,7 @@ class Evaluator:
         Raises:
             EvaluationError: they are not images of the evaluator's size.
         """
-        return self.logits(pixels).argmax(axis=1).astype(np.int64, copy=False)
+        return np.asarray(self.logits(pixels).argmax(axis=1), dtype=np.int64)
 
     def run(self, pixels: Pixels, *, on_rows: Progress = lambda rows: None) -> tuple[Features, Features]:
         """Features and logits in one pass; `on_rows` hears of rows as they are done.
