@@ -326,6 +326,161 @@ def sample(
         print(f"{out}: {n:,} images in {seconds:.2f} s ({n / seconds:,.0f} images/s)")
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "`ganserve evaluate quick-1` — a run's best checkpoint\n\n"
+    "`ganserve evaluate artifacts/quick-1` — an artifact, through ONNX Runtime\n\n"
+    "`ganserve evaluate digits.npz` — what `ganserve sample --out digits.npz` wrote; a folder of PNGs too"
+)
+def evaluate(
+    target: Annotated[
+        str | None,
+        typer.Argument(help="A run, checkpoint, artifact, .npz or folder of PNGs. Default: the newest run."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, max=10**6, help="How many images.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the latents and labels, or of the draw.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of IDX files. Default: the packaged MNIST.", show_default=False)
+    ] = None,
+    evaluator: Annotated[
+        Path | None, typer.Option(help="Made by train-evaluator. Default: the packaged one.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how good generated images are, beside what real images of the train split score.
+
+    Labels that are not given by the target are as frequent as in the test split.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from training import evaluate as evaluation
+    from training.evaluation import targets
+    from training.evaluation.evaluator import Evaluator
+    from training.run_dir import best_checkpoint, resolve_run
+
+    judge = Evaluator.load(evaluator)
+    console = Console(stderr=True, highlight=False)
+    with console.status("reading the data set"):
+        reference = evaluation.load_reference(judge, data)
+    path = Path(target) if target is not None else None
+    with console.status("making images"):
+        if path is not None and path.suffix == ".npz":
+            images = targets.read_npz(path, n, seed)
+        elif path is not None and (path / "manifest.json").is_file():
+            images = _artifact_images(path, reference.test, n, seed)
+        elif path is not None and (path / "state.json").is_file():
+            images = targets.checkpoint_images(path, reference.test, n, seed)
+        elif path is not None and next(path.glob("*.png"), None) and not (path / "config.json").exists():
+            images = targets.read_folder(path, n, seed, channels=judge.facts.image_shape[2])
+        else:
+            checkpoint, _ = best_checkpoint(resolve_run(target, RUNS))
+            images = targets.checkpoint_images(checkpoint, reference.test, n, seed)
+    evaluation.check_images(judge, images.pixels, images.labels)
+    with _stages(console) as report:
+        found = evaluation.quality(judge, reference, images.pixels, images.labels, report=report)
+        real = evaluation.real_quality(judge, reference, len(images.pixels), report=report)
+    if as_json:
+        about = {"target": images.source, "n": len(images.pixels), "seed": seed, "data": reference.test.name}
+        print(json.dumps(about | {"quality": found, "real": real}))
+        return
+    print(f"{images.source}: {len(images.pixels):,} images beside the test split of {reference.test.name}")
+    table = Table("metric", "value", "real images", "what it says")
+    for name, value in found.items():
+        if not name.startswith("fid_class_"):
+            table.add_row(name, f"{value:.4g}", f"{real[name]:.4g}", evaluation.MEANINGS[name])
+    per_class = {name: value for name, value in found.items() if name.startswith("fid_class_")}
+    if per_class:
+        worst = max(per_class, key=lambda name: per_class[name])
+        label = judge.facts.class_names[int(worst.removeprefix("fid_class_"))]
+        mark = f"{real[worst]:.4g}" if worst in real else "-"
+        table.add_row("worst class's fid", f"{per_class[worst]:.4g}", mark, f"of class {label}")
+    Console(highlight=False).print(table)
+
+
+@app.command(
+    name="train-evaluator", epilog="Example: `ganserve train-evaluator --data fashion/ --out fashion.safetensors`"
+)
+def train_evaluator(
+    out: Annotated[Path, typer.Option(help="A .safetensors file; its .json goes beside it.")],
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of IDX files. Default: the packaged MNIST.", show_default=False)
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the train split.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights, order and shifts.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the classifier that `evaluate` compares images by: minutes on one core."""
+    from rich.console import Console
+
+    from training.evaluate import train_evaluator as make
+    from training.evaluation.classifier import ClassifierRecipe
+
+    if out.suffix != ".safetensors" or not out.parent.is_dir():
+        raise ConfigError(f"--out must be a .safetensors file in a folder that exists, got {out}")
+    if not force and (out.exists() or out.with_suffix(".json").exists()):
+        raise ConfigError(f"{out} or its .json exists already", hint="pass --force to replace them")
+    with _stages(Console(stderr=True, highlight=False)) as report:
+        made = make(data, ClassifierRecipe(seed=seed, epochs=epochs), report=report)
+    try:
+        made.save(out)
+    except OSError as err:
+        raise ConfigError(f"cannot write {out}: {err.strerror or err}", hint="choose another --out") from err
+    if as_json:
+        facts = {"test_accuracy": made.facts.test_accuracy, "real": dict(made.facts.real)}
+        print(json.dumps({"out": str(out), "data": made.facts.dataset} | facts))
+        return
+    print(f"{out}: recognises {made.facts.test_accuracy:.2%} of the test split of {made.facts.dataset}")
+    named = "" if data is None else f" --data {shlex.quote(str(data))}"
+    print(f"next: ganserve evaluate RUN{named} --evaluator {shlex.quote(str(out))}")
+
+
+@contextlib.contextmanager
+def _stages(console: Any) -> Iterator[Any]:
+    """A bar for the stage that `report(stage, done, total)` was last told of."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(stage: str, done: int, total: int) -> None:
+            if bar.tasks[0].description != stage:
+                bar.reset(task, description=stage, total=total)
+            bar.update(task, completed=done)
+
+        yield report
+
+
+def _artifact_images(path: Path, test: Any, count: int, seed: int) -> Any:
+    """An artifact's images through the engine that serves them; labels as frequent as in the test split."""
+    import numpy as np
+
+    from ganserve import latents
+    from ganserve.artifact import open_artifact
+    from ganserve.engine import Engine
+    from ganserve.errors import EvaluationError
+    from training.evaluation.targets import Images, labels_like
+
+    artifact = open_artifact(path)
+    manifest = artifact.manifest
+    if manifest.num_classes not in (None, test.num_classes):
+        raise EvaluationError(
+            f"{path} makes {manifest.num_classes} classes, and {test.name} has {test.num_classes}",
+            hint="pass --data DIR and --evaluator FILE of the data it was trained on",
+        )
+    engine = Engine(artifact, device="cpu")
+    labels = None if manifest.num_classes is None else labels_like(test, count, seed)
+    rows, _ = latents.draw(seed, count, manifest.latent.dim)
+    pixels = [
+        engine.run(rows[start : start + 256], None if labels is None else labels[start : start + 256])
+        for start in range(0, count, 256)
+    ]
+    return Images(pixels=np.concatenate(pixels), labels=labels, source=f"{path} (CPU), seed {seed}")
+
+
 @app.command(epilog="Example: `ganserve inspect artifacts/quick-1 --json`")
 def inspect(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> None:
     """Show what an artifact is, where it is from and what was proven; every file's digest is checked."""

@@ -7,6 +7,7 @@
     │   ├── RunError               no such run, or it cannot be used as asked
     │   ├── CheckpointError        a checkpoint is missing or damaged
     │   └── TrainingDivergedError  a loss, gradient or weight is not finite
+    ├── EvaluationError            images cannot be judged by this evaluator, or an evaluator is damaged
     ├── ExportError
     │   └── ParityError            what was written does not compute what PyTorch computes
     ├── ArtifactError              an artifact is missing, damaged or not servable
@@ -72,6 +73,10 @@ class TrainingDivergedError(TrainingError):
         self.step = step
         self.quantity = quantity
         self.value = value
+
+
+class EvaluationError(GanserveError):
+    """Images cannot be judged by this evaluator, or an evaluator is missing or damaged."""
 
 
 class ExportError(GanserveError):
