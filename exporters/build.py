@@ -4,7 +4,7 @@ import datetime
 import platform
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +14,23 @@ import onnxruntime
 import torch
 
 from exporters import document
-from exporters.onnx_export import OPSET, export_onnx
+from exporters.fitness import describe, fitness
+from exporters.onnx_export import OPSET, check_opset, export_onnx
 from exporters.parity import (
+    RERUN_ROWS,
+    Images,
     Labels,
     Latents,
     Pixels,
+    Runner,
+    pixels_of,
     probes,
     prove,
-    pytorch_pixels,
+    prove_images,
+    prove_labels,
+    prove_same,
+    pytorch_images,
+    run_in_batches,
 )
 from exporters.torchscript_export import export_torchscript, load_torchscript
 from exporters.wrapper import ExportedGenerator
@@ -31,10 +40,13 @@ from ganserve.artifact import (
     GOLDEN,
     NAME_PATTERN,
     ONNX,
+    ONNX_FLOAT16,
+    ONNX_IMAGES,
     SAMPLES,
     TORCHSCRIPT,
     Artifact,
     Golden,
+    GraphSpec,
     ImageSpec,
     LatentSpec,
     Manifest,
@@ -46,13 +58,17 @@ from ganserve.artifact import (
     signature_of,
     write_artifact,
 )
-from ganserve.engine import Engine
+from ganserve.engine import CPU, Engine, Precision
 from ganserve.errors import ExportError, GoldenMismatchError, ParityError
 from ganserve.latents import SAMPLER
 from training.checkpoint import TrainedGenerator, load_generator
 
 GOLDEN_ROWS = 32
 SAMPLE_COLUMNS = 10
+THREADS = 2  # of the second session that each ONNX file is run in: their number must make no difference
+
+_MNIST_DIGEST = "13ac2e4806765d408110b8374885bda339ed9a0e43e088b6cc249b4fcee92259"  # of the packaged training images
+_CAPTIONS = {ONNX: "ONNX", ONNX_FLOAT16: "ONNX float16", ONNX_IMAGES: "ONNX float", TORCHSCRIPT: "TorchScript"}
 
 
 class Step(NamedTuple):
@@ -68,6 +84,9 @@ def build_artifact(
     *,
     run_name: str,
     name: str | None = None,
+    opset: int = OPSET,
+    float16: bool = False,
+    float_output: bool = False,
     torchscript: bool = False,
     replace: bool = False,
     on_step: Callable[[Step], None] = lambda step: None,
@@ -82,6 +101,9 @@ def build_artifact(
         out: the artifact's directory.
         run_name: for the manifest.
         name: the model's name on every protocol; by default the data set's.
+        opset: of every ONNX file; one of `OPSETS`.
+        float16: whether to add `generator.fp16.onnx`, which a GPU serves.
+        float_output: whether to add `generator.float.onnx`, which returns images in the network's range.
         torchscript: whether to add `generator.ts`.
         replace: whether an artifact at `out` gives way.
         on_step: hears of each step as it is done.
@@ -94,46 +116,59 @@ def build_artifact(
     """
     out = out.resolve() if out.name in ("", "..") else out  # "." has no name to put a temporary neighbour beside
     check_target(out, replace=replace)
+    check_opset(opset)
     trained = load_generator(checkpoint)
     name = check_name(name) if name is not None else default_name(trained.dataset.name)
     network = trained.network
     on_step(Step("load", f"{checkpoint} (step {trained.step:,}, {parameters(trained):,} parameters)"))
-    exported = ExportedGenerator(network).eval()
     metadata = _metadata(trained, name)
+    exported = ExportedGenerator(network).eval()
+    variants = {ONNX: exported}
+    if float16:
+        variants[ONNX_FLOAT16] = ExportedGenerator(network, float16=True).eval()
+    if float_output:
+        variants[ONNX_IMAGES] = ExportedGenerator(network, pixels=False).eval()
 
-    files = {ONNX: export_onnx(exported, metadata)}
-    on_step(Step("onnx", f"{ONNX} {_kib(files[ONNX])}, {_nodes(files[ONNX])} nodes, opset {OPSET}"))
+    files: dict[str, bytes] = {}
+    graphs: dict[str, GraphSpec] = {}
+    for file, variant in variants.items():
+        files[file] = export_onnx(variant, metadata, opset)
+        graphs[file] = graph = fitness(file, files[file])
+        on_step(Step("onnx", f"{file} {_kib(files[file])}, {graph.nodes} nodes, opset {graph.opset}"))
+    on_step(Step("gpu", describe(graphs[ONNX])))
     if torchscript:
         files[TORCHSCRIPT] = export_torchscript(exported, metadata)
         on_step(Step("torchscript", f"{TORCHSCRIPT} {_kib(files[TORCHSCRIPT])}"))
 
     rows, labels = probes(network)
-    reference = pytorch_pixels(network, rows, labels)
-    engine = _open_candidate(trained, name, files, Golden(latents=rows, labels=labels, pixels=reference))
+    images = pytorch_images(network, rows, labels)
+    reference = pixels_of(images, network.value_range)
+    # Its golden images are PyTorch's, so that opening the candidate is the first proof.
+    golden = Golden(latents=rows[:GOLDEN_ROWS], labels=_first(labels, GOLDEN_ROWS), pixels=reference[:GOLDEN_ROWS])
+    runners = _open_candidates(trained, name, files, golden)
     parity: list[ParityResult] = []
     shown = {"PyTorch": reference[:SAMPLE_COLUMNS]}
-    runners: dict[str, Callable[[Latents, Labels | None], Pixels]] = {ONNX: engine.run}
-    if torchscript:
-        runners[TORCHSCRIPT] = _torchscript_runner(files[TORCHSCRIPT])
-    for file, run in runners.items():
-        results = prove(file, run, reference, rows, labels, served=file == ONNX)
+    for file, (run, run_threaded) in runners.items():
+        results = prove(file, run, reference, rows, labels)
+        if run_threaded is not None:
+            first = run_in_batches(run, rows, labels, RERUN_ROWS)
+            prove_same(file, run_threaded, first, rows, labels, "images depend on the number of threads")
+        if network.num_classes is not None:
+            prove_labels(file, run, rows, network.num_classes)
+        error = None
+        if file == ONNX_IMAGES:
+            error = prove_images(file, _images_session(files[file])(rows, labels), images)
+            results = [result.model_copy(update={"max_abs_error": error}) for result in results]
         parity += results
-        worst = max(results, key=lambda result: (result.max_abs_diff, result.differing_share))
-        shown["ONNX" if file == ONNX else "TorchScript"] = run(*_head(rows, labels, SAMPLE_COLUMNS))
-        batches = ", ".join(str(result.batch_rows) for result in results)
-        on_step(
-            Step(
-                "parity",
-                f"{file} = PyTorch on {len(rows)} images at batches {batches}: "
-                f"{worst.differing_share:.4%} of the pixels differ, by at most {worst.max_abs_diff} grey level",
-            )
-        )
+        shown[_CAPTIONS[file]] = run(rows[:SAMPLE_COLUMNS], _first(labels, SAMPLE_COLUMNS))
+        on_step(Step("parity", _told(file, results, len(rows))))
 
-    golden_rows, golden_labels = _head(rows, labels, GOLDEN_ROWS)
-    golden = Golden(latents=golden_rows, labels=golden_labels, pixels=engine.run(golden_rows, golden_labels))
+    run = runners[ONNX][0]
+    golden = Golden(latents=golden.latents, labels=golden.labels, pixels=run(golden.latents, golden.labels))
+    prove_same(ONNX, run, golden.pixels, golden.latents, golden.labels, "golden images are not replayed")
     files[GOLDEN] = golden.to_bytes()
     files[SAMPLES] = document.samples_png(shown)
-    manifest = _manifest(trained, name, run_name, files, tuple(parity))
+    manifest = _manifest(trained, name, run_name, files, tuple(parity), graphs)
     sizes = {file: len(content) for file, content in files.items()}
     files[CARD] = document.model_card(manifest, sizes)
     manifest = manifest.model_copy(update={"files": entries(files)})
@@ -167,30 +202,80 @@ def parameters(trained: TrainedGenerator) -> int:
     return sum(parameter.numel() for parameter in trained.network.parameters())
 
 
-def _open_candidate(trained: TrainedGenerator, name: str, files: dict[str, bytes], golden: Golden) -> Engine:
-    """The written file in the engine that serves it; its golden images are PyTorch's, so opening it is the first proof.
+def _told(file: str, results: Sequence[ParityResult], rows: int) -> str:
+    """A line about a format that passed: its worst batch."""
+    worst = max(results, key=lambda result: (result.max_abs_diff, result.differing_share))
+    batches = ", ".join(str(result.batch_rows) for result in results)
+    error = "" if worst.max_abs_error is None else f"; images by at most {worst.max_abs_error:.1e}"
+    return (
+        f"{file} = PyTorch on {rows:,} images at batches {batches}: "
+        f"{worst.differing_share:.4%} of the pixels differ, by at most {worst.max_abs_diff} grey level{error}"
+    )
+
+
+def _open_candidates(
+    trained: TrainedGenerator, name: str, files: dict[str, bytes], golden: Golden
+) -> dict[str, tuple[Runner, Runner | None]]:
+    """Each written file as something that runs a batch, and that with two threads where they must make no difference.
+
+    What is served is opened by the engine that serves it.
 
     Raises:
-        ParityError: the engine opened the graph, and it computes something else.
+        ParityError: the engine opened a graph, and it computes something else.
     """
+    runners: dict[str, tuple[Runner, Runner | None]] = {}
     contents = {**files, GOLDEN: golden.to_bytes()}
     with tempfile.TemporaryDirectory(prefix="ganserve-export-") as scratch:
         candidate = write_artifact(
-            Path(scratch) / "candidate", _manifest(trained, name, "candidate", contents, ()), contents
+            Path(scratch) / "candidate", _manifest(trained, name, "candidate", contents, (), None), contents
         )
-        try:
-            return Engine(candidate, device="cpu", max_batch_rows=64)
-        except GoldenMismatchError as err:
-            raise ParityError(
-                f"{ONNX} does not compute what PyTorch computes: {err}",
-                format=ONNX,
-                batch_rows=len(golden.latents),
-                max_abs_diff=err.max_abs_diff,
-                differing_share=err.differing_share,
-            ) from err
+        precisions: dict[str, Precision] = {ONNX: "float32", ONNX_FLOAT16: "float16"}
+        for file, precision in precisions.items():
+            if file in files:
+                alone, threaded = (_open_engine(candidate, file, precision, threads) for threads in (1, THREADS))
+                runners[file] = (alone.run_batch, threaded.run_batch)
+    value_range = trained.network.value_range
+    if ONNX_IMAGES in files:
+        runners[ONNX_IMAGES] = (
+            _as_pixels(_images_session(files[ONNX_IMAGES]), value_range),
+            _as_pixels(_images_session(files[ONNX_IMAGES], THREADS), value_range),
+        )
+    if TORCHSCRIPT in files:
+        runners[TORCHSCRIPT] = (_torchscript_runner(files[TORCHSCRIPT]), None)
+    return runners
 
 
-def _torchscript_runner(content: bytes) -> Callable[[Latents, Labels | None], Pixels]:
+def _open_engine(candidate: Artifact, file: str, precision: Precision, threads: int) -> Engine:
+    try:
+        return Engine(candidate, device="cpu", precision=precision, threads=threads, max_batch_rows=64)
+    except GoldenMismatchError as err:
+        raise ParityError(
+            f"{file} does not compute what PyTorch computes: {err}",
+            format=file,
+            batch_rows=GOLDEN_ROWS,
+            max_abs_diff=err.max_abs_diff,
+            differing_share=err.differing_share,
+        ) from err
+
+
+def _images_session(content: bytes, threads: int = 1) -> Callable[[Latents, Labels | None], Images]:
+    """The graph that returns float images; the engine serves pixels alone, so this is a plain session."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(content, options, providers=[CPU])
+
+    def run(rows: Latents, labels: Labels | None) -> Images:
+        feeds = {"latents": rows} if labels is None else {"latents": rows, "labels": labels}
+        return np.asarray(session.run(["images"], feeds)[0])
+
+    return run
+
+
+def _as_pixels(run: Callable[[Latents, Labels | None], Images], value_range: tuple[float, float]) -> Runner:
+    return lambda rows, labels: pixels_of(run(rows, labels), value_range)
+
+
+def _torchscript_runner(content: bytes) -> Runner:
     module = load_torchscript(content)
 
     @torch.no_grad()
@@ -210,6 +295,7 @@ def _manifest(
     run_name: str,
     files: dict[str, bytes],
     parity: tuple[ParityResult, ...],
+    graphs: dict[str, GraphSpec] | None,
 ) -> Manifest:
     dataset, network = trained.dataset, trained.network
     shape = (dataset.height, dataset.width, dataset.channels)
@@ -242,6 +328,7 @@ def _manifest(
         ),
         training={key: float(value) for key, value in trained.metrics.items()},
         parity=parity,
+        graphs=graphs,
         created_at=datetime.datetime.now(datetime.UTC),
         versions={
             "ganserve": __version__,
@@ -258,23 +345,22 @@ def _metadata(trained: TrainedGenerator, name: str) -> dict[str, str]:
     """What the exported files say of themselves."""
     network = trained.network
     labels = "" if network.num_classes is None else ",".join(trained.dataset.class_names)
-    return {
+    # Of other data sets nobody told us.
+    licence = {"ganserve.dataset_license": "CC-BY-SA-3.0"} if trained.dataset.digest == _MNIST_DIGEST else {}
+    return licence | {
         "ganserve.dataset": trained.dataset.name,
         "ganserve.labels": labels,
         "ganserve.latent_dim": str(network.latent_dim),
         "ganserve.name": name,
         "ganserve.sampler": SAMPLER,
+        "ganserve.value_range": ",".join(f"{bound:g}" for bound in network.value_range),
         "ganserve.version": __version__,
         "ganserve.weights_sha256": trained.digest,
     }
 
 
-def _head(rows: Latents, labels: Labels | None, count: int) -> tuple[Latents, Labels | None]:
-    return rows[:count], None if labels is None else labels[:count]
-
-
-def _nodes(graph: bytes) -> int:
-    return len(onnx.load_model_from_string(graph).graph.node)
+def _first(labels: Labels | None, count: int) -> Labels | None:
+    return None if labels is None else labels[:count]
 
 
 def _kib(content: bytes) -> str:

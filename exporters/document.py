@@ -14,7 +14,7 @@ Pixels = npt.NDArray[np.uint8]
 
 DIFFERENCE_GAIN = 64  # one grey level shows as 64
 _SCALE = 2
-_CAPTION_WIDTH = 190
+_CAPTION_WIDTH = 230
 
 
 def samples_png(columns: Mapping[str, Pixels]) -> bytes:

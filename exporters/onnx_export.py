@@ -11,24 +11,28 @@ import torch
 from exporters.wrapper import ExportedGenerator
 from ganserve.errors import ExportError
 
-OPSET = 20
+OPSET = 20  # the newest that every CUDA provider from ONNX Runtime 1.22 on has all kernels of: see exporters.fitness
+OPSETS = range(17, 27)  # every one of them is exported, proven and run by the tests
 _MAX_BATCH_ROWS = 1 << 20  # a bound that torch.export needs to see; the graph has no trace of it
 
 
-def export_onnx(generator: ExportedGenerator, metadata: Mapping[str, str]) -> bytes:
+def export_onnx(generator: ExportedGenerator, metadata: Mapping[str, str], opset: int = OPSET) -> bytes:
     """The generator as an ONNX model.
 
     Args:
         generator: in evaluation mode.
         metadata: goes into the file's `metadata_props`.
+        opset: one of `OPSETS`.
 
     Returns:
         A serialized model: inputs `latents` float32 [batch, latent_dim] and, if conditional, `labels` int64 [batch];
-        output `pixels` uint8 [batch, H, W, C]; opset 20 of the standard domain, weights inside.
+        output `pixels` uint8 [batch, H, W, C], or `images` float32 [batch, C, H, W] where the generator returns
+        those; that opset of the standard domain, weights inside. The same generator gives the same bytes.
 
     Raises:
-        ExportError: the exporter failed, or what it wrote is not that.
+        ExportError: no such opset, or the exporter failed, or what it wrote is not that.
     """
+    check_opset(opset)
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH_ROWS)
     shapes: dict[str, dict[int, torch.export.Dim]] = {"latents": {0: batch}}
     example = example_inputs(generator)
@@ -41,9 +45,9 @@ def export_onnx(generator: ExportedGenerator, metadata: Mapping[str, str]) -> by
                 generator.eval(),
                 example,
                 input_names=list(shapes),
-                output_names=["pixels"],
+                output_names=["pixels" if generator.pixels else "images"],
                 dynamic_shapes=shapes,
-                opset_version=OPSET,
+                opset_version=opset,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -53,8 +57,20 @@ def export_onnx(generator: ExportedGenerator, metadata: Mapping[str, str]) -> by
     assert program is not None  # None is the legacy exporter's return value
     model = program.model_proto
     _clean(model, metadata)
-    _check(model)
+    _check(model, opset)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def check_opset(opset: int) -> None:
+    """Whether an opset is one that was tested.
+
+    Raises:
+        ExportError: it is not.
+    """
+    if opset not in OPSETS:
+        raise ExportError(
+            f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}", hint=f"--opset {OPSET} runs everywhere"
+        )
 
 
 def example_inputs(generator: ExportedGenerator) -> tuple[torch.Tensor, ...]:
@@ -80,7 +96,7 @@ def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
 
 
-def _check(model: onnx.ModelProto) -> None:
+def _check(model: onnx.ModelProto, opset: int) -> None:
     """What serving relies on, whatever the exporter did.
 
     Raises:
@@ -88,8 +104,8 @@ def _check(model: onnx.ModelProto) -> None:
     """
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     foreign = {node.domain for node in model.graph.node} - {""}
-    if foreign or opsets.get("") != OPSET or model.functions:
-        raise ExportError(f"expected opset {OPSET} of the standard domain alone, got {opsets} and nodes of {foreign}")
+    if foreign or opsets != {"": opset} or model.functions:
+        raise ExportError(f"expected opset {opset} of the standard domain alone, got {opsets} and nodes of {foreign}")
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise ExportError("weights are outside the file")
     try:

@@ -17,17 +17,22 @@ class ExportedGenerator(nn.Module):
     bytes leave the session.
     """
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, *, float16: bool = False, pixels: bool = True) -> None:
         """Wraps a folded copy; `generator` is left as it is.
 
         Args:
             generator: in evaluation mode.
+            float16: compute in float16 between casts; inputs and output stay what they are.
+            pixels: return pixels; otherwise the images as the network makes them.
 
         Raises:
             ExportError: it is in training mode, or a layer in it cannot be folded.
         """
         super().__init__()
         self.generator = fold_normalizations(generator)
+        self.dtype = torch.float16 if float16 else torch.float32
+        self.generator.to(self.dtype)
+        self.pixels = pixels
         self.latent_dim = generator.latent_dim
         self.num_classes = generator.num_classes
         low, high = generator.value_range
@@ -35,16 +40,19 @@ class ExportedGenerator(nn.Module):
         self.offset = -low * self.scale
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pixels of the latents.
+        """Pixels, or images, of the latents.
 
         Args:
             latents: float32 [N, latent_dim].
             labels: int64 [N], exactly if the model is conditional.
 
         Returns:
-            uint8 [N, H, W, C].
+            uint8 [N, H, W, C]; or images float32 [N, C, H, W] in the generator's value range.
         """
-        images = self.generator(latents, labels)
+        # Back to float32 before the conversion: float16 keeps 11 bits, and 255 * x needs its halves right.
+        images: Tensor = self.generator(latents.to(self.dtype), labels).to(torch.float32)
+        if not self.pixels:
+            return images
         grey = torch.clamp(torch.round(images * self.scale + self.offset), 0.0, 255.0)
         return grey.to(torch.uint8).permute(0, 2, 3, 1)
 

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 ONNX = "generator.onnx"
+ONNX_FLOAT16 = "generator.fp16.onnx"
+ONNX_IMAGES = "generator.float.onnx"
 TORCHSCRIPT = "generator.ts"
 GOLDEN = "golden.npz"
 SAMPLES = "samples.png"
@@ -123,6 +125,18 @@ class ParityResult(_Strict):
     batch_rows: int = Field(ge=1)
     max_abs_diff: int = Field(ge=0, le=255)
     differing_share: float = Field(ge=0, le=1)
+    max_abs_error: float | None = Field(default=None, ge=0)  # of float images, in their own range
+
+
+class GraphSpec(_Strict):
+    """An ONNX file's graph, and what a GPU makes of it: see exporters.fitness."""
+
+    opset: int = Field(ge=1)
+    nodes: int = Field(ge=1)
+    compute_islands: int = Field(ge=1)
+    newer_kernels: tuple[str, ...]
+    channels: tuple[int, ...]
+    unaligned_channels: tuple[int, ...]
 
 
 class Manifest(_Strict):
@@ -138,6 +152,7 @@ class Manifest(_Strict):
     source: SourceSpec
     training: Mapping[str, float]
     parity: tuple[ParityResult, ...]
+    graphs: Mapping[str, GraphSpec] | None = None
     quality: Mapping[str, Mapping[str, float]] | None = None
     created_at: AwareDatetime
     versions: Mapping[str, str]

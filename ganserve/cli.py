@@ -200,6 +200,7 @@ def train(
     epilog="Examples:\n\n"
     "`ganserve export --onnx` — the newest run\n\n"
     "`ganserve export quick-1 --onnx --torchscript --out artifacts/digits`\n\n"
+    "`ganserve export quick-1 --fp16` — for a GPU\n\n"
     "`ganserve export quick-1 --checkpoint step-00001000 --onnx`"
 )
 def export(
@@ -207,7 +208,14 @@ def export(
         str | None, typer.Argument(help="A run's name or path. Default: the newest in runs/.", show_default=False)
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="ONNX, the format that serves. Always included.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Add ONNX in float16, which a GPU serves.")] = False,
+    float_output: Annotated[
+        bool, typer.Option("--float-output", help="Add ONNX that returns float32 images, for other programs.")
+    ] = False,
     torchscript: Annotated[bool, typer.Option("--torchscript", help="Add TorchScript, for LibTorch.")] = False,
+    opset: Annotated[
+        int | None, typer.Option(help="Opset of the ONNX files, 17 to 26. Default: 20.", show_default=False)
+    ] = None,
     checkpoint: Annotated[
         str | None, typer.Option(help="A checkpoint's name in the run. Default: the best.", show_default=False)
     ] = None,
@@ -227,6 +235,7 @@ def export(
     from rich.console import Console
 
     from exporters.build import Step, build_artifact
+    from exporters.onnx_export import OPSET
     from training.run_dir import best_checkpoint, named_checkpoint, resolve_run
 
     console = Console(stderr=True, highlight=False)
@@ -242,7 +251,7 @@ def export(
     if not as_json:
         which = "named" if run else "the newest run"
         console.print(f"exporting {path} ({which}), checkpoint: {reason}", markup=False, soft_wrap=True)
-        if not (onnx or torchscript):
+        if not (onnx or fp16 or float_output or torchscript):
             console.print("no format was named: --onnx is the default")
     with console.status("exporting and proving"):
         artifact = build_artifact(
@@ -250,6 +259,9 @@ def export(
             target,
             run_name=run_name,
             name=name,
+            opset=OPSET if opset is None else opset,
+            float16=fp16,
+            float_output=float_output,
             torchscript=torchscript,
             replace=force,
             on_step=(lambda step: None) if as_json else show,

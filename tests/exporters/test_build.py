@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from PIL import Image
 
 from exporters import build as build_module
 from exporters.build import Step, build_artifact
-from exporters.parity import BATCH_ROWS, probes, pytorch_pixels
+from exporters.onnx_export import OPSETS
+from exporters.parity import BATCH_ROWS, LIMITS, probes, pytorch_images, pytorch_pixels
 from exporters.torchscript_export import METADATA_FILE
 from ganserve import imaging
-from ganserve.artifact import CARD, GOLDEN, ONNX, SAMPLES, TORCHSCRIPT, open_artifact
+from ganserve.artifact import CARD, GOLDEN, ONNX, ONNX_FLOAT16, ONNX_IMAGES, SAMPLES, TORCHSCRIPT, open_artifact
 from ganserve.engine import Engine
 from ganserve.errors import ArtifactError, CheckpointError, ExportError, ParityError
 from tests.runs import make_checkpoint, write_idx_folder
@@ -29,9 +31,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artifact_path(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its artifact, with TorchScript."""
+    """Its artifact, with every format."""
     out = tmp_path_factory.mktemp("artifacts") / "digits"
-    build_artifact(checkpoint, out, run_name="run", torchscript=True)
+    build_artifact(checkpoint, out, run_name="run", torchscript=True, float16=True, float_output=True)
     return out
 
 
@@ -46,11 +48,13 @@ VARIANTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_family_is_exported(overrides: list[str], tmp_path: Path) -> None:
-    """Each family, conditional or not, normalised or not, trains, exports to both formats, and passes parity."""
+    """Each family, conditional or not, normalised or not, trains, exports to every format, and passes parity."""
     checkpoint = make_checkpoint(tmp_path, overrides)
-    artifact = build_artifact(checkpoint, tmp_path / "artifact", run_name="run", torchscript=True)
+    artifact = build_artifact(
+        checkpoint, tmp_path / "artifact", run_name="run", torchscript=True, float16=True, float_output=True
+    )
     formats = {(row.format, row.batch_rows) for row in artifact.manifest.parity}
-    assert formats == {(format, rows) for format in (ONNX, TORCHSCRIPT) for rows in BATCH_ROWS}
+    assert formats == {(format, rows) for format in LIMITS for rows in BATCH_ROWS}
     assert Engine(artifact, device="cpu").provider == "CPUExecutionProvider"
 
 
@@ -114,6 +118,80 @@ def test_graph_is_portable(artifact_path: Path) -> None:
         assert trace not in content
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert metadata["ganserve.labels"] == "0,1,2,3,4,5,6,7,8,9"
+    assert metadata["ganserve.value_range"] == "-1,1"
+    assert "ganserve.dataset_license" not in metadata  # it is known of the packaged MNIST alone
+
+
+def test_two_exports_are_the_same_bytes(checkpoint: Path, artifact_path: Path, tmp_path: Path) -> None:
+    """Exporting the same checkpoint again gives the same ONNX files and golden images, byte for byte."""
+    again = build_artifact(checkpoint, tmp_path / "again", run_name="run", float16=True, float_output=True)
+    for name in (ONNX, ONNX_FLOAT16, ONNX_IMAGES, GOLDEN):
+        assert again.read(name) == (artifact_path / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", OPSETS)
+def test_every_opset_is_exported(opset: int, checkpoint: Path, tmp_path: Path) -> None:
+    """Each opset that is offered is written, passes the whole proof, and gives the images of opset 20."""
+    artifact = build_artifact(checkpoint, tmp_path / "artifact", run_name="run", opset=opset, float16=True)
+    for name in (ONNX, ONNX_FLOAT16):
+        model = onnx.load_model_from_string(artifact.read(name))
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+        assert artifact.manifest.graphs is not None
+        assert artifact.manifest.graphs[name].opset == opset
+
+
+@pytest.mark.parametrize("opset", [16, 27])
+def test_other_opsets_are_refused(opset: int, checkpoint: Path, tmp_path: Path) -> None:
+    """An opset that no test has run is refused before the work."""
+    with pytest.raises(ExportError, match=f"opset must be 17 to 26, got {opset}"):
+        build_artifact(checkpoint, tmp_path / "artifact", run_name="run", opset=opset)
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_float16_has_the_signature_of_float32(artifact_path: Path) -> None:
+    """The float16 graph takes and returns what the float32 one does, in less space, and computes in float16."""
+    kept, half = (onnx.load(artifact_path / name) for name in (ONNX, ONNX_FLOAT16))
+    assert list(half.graph.input) == list(kept.graph.input)
+    assert list(half.graph.output) == list(kept.graph.output)
+    assert (artifact_path / ONNX_FLOAT16).stat().st_size < 0.6 * (artifact_path / ONNX).stat().st_size
+    floats = {tensor.data_type for tensor in half.graph.initializer if len(tensor.dims) > 1}
+    assert floats == {onnx.TensorProto.FLOAT16}
+
+
+def test_float16_is_served_by_the_engine(artifact_path: Path) -> None:
+    """The engine runs the float16 graph when asked to, and on a CPU only then."""
+    artifact = open_artifact(artifact_path)
+    golden = artifact.read_golden()
+    half = Engine(artifact, device="cpu", precision="float16")
+    assert half.precision == "float16"
+    max_abs_diff, share = imaging.difference(half.run(golden.latents, golden.labels), golden.pixels)
+    assert max_abs_diff <= LIMITS[ONNX_FLOAT16].max_abs_diff
+    assert 0 < share <= LIMITS[ONNX_FLOAT16].differing_share  # 0 would be float32 under another name
+    assert Engine(artifact, device="cpu").precision == "float32"
+
+
+def test_float_images_are_those_of_pytorch(checkpoint: Path, artifact_path: Path) -> None:
+    """The graph that returns images returns float32 in the network's own range and layout."""
+    network = load_generator(checkpoint).network
+    rows, labels = probes(network, 100)
+    session = onnxruntime.InferenceSession(artifact_path / ONNX_IMAGES, providers=["CPUExecutionProvider"])
+    images = session.run(["images"], {"latents": rows, "labels": labels})[0]
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images, pytorch_images(network, rows, labels), rtol=0, atol=1e-4)
+    rows = [row for row in open_artifact(artifact_path).manifest.parity if row.format == ONNX_IMAGES]
+    assert all(row.max_abs_error is not None and row.max_abs_error <= 1e-4 for row in rows)
+
+
+def test_manifest_tells_what_a_gpu_makes_of_the_graphs(artifact_path: Path) -> None:
+    """Every ONNX file's opset, nodes, islands and channels are in the manifest."""
+    graphs = open_artifact(artifact_path).manifest.graphs
+    assert graphs is not None
+    assert set(graphs) == {ONNX, ONNX_FLOAT16, ONNX_IMAGES}
+    # latents 64 -> 7 x 7 x 16, 16 -> 8 channels, 8 -> 1
+    assert graphs[ONNX].channels == (64, 784, 16, 8, 8, 1)
+    assert graphs[ONNX].unaligned_channels == (1,)
+    assert {(spec.compute_islands, spec.newer_kernels) for spec in graphs.values()} == {(1, ())}
 
 
 def test_golden_images_are_exact(artifact_path: Path) -> None:
@@ -128,7 +206,7 @@ def test_artifact_shows_itself(artifact_path: Path) -> None:
     """The artifact has a proof sheet with a row for each format and each difference, and a card with the signature."""
     sheet = Image.open(io.BytesIO((artifact_path / SAMPLES).read_bytes()))
     cell = 2 * (28 + 2)  # images at twice their size, with their gap
-    assert sheet.height >= 5 * cell  # PyTorch, ONNX, TorchScript, and two differences
+    assert sheet.height >= 9 * cell  # PyTorch, each of four formats, and its difference
     assert sheet.width >= 10 * cell
     card = (artifact_path / CARD).read_text()
     assert "uint8 [batch, 28, 28, 1]" in card
@@ -157,8 +235,8 @@ def test_steps_are_told(checkpoint: Path, tmp_path: Path) -> None:
     """Whoever shows progress hears of each step with its figures."""
     steps: list[Step] = []
     build_artifact(checkpoint, tmp_path / "artifact", run_name="run", on_step=steps.append)
-    assert [step.name for step in steps] == ["load", "onnx", "parity", "write"]
-    assert "PyTorch on 512 images at batches 1, 2, 3, 17, 64" in steps[2].detail
+    assert [step.name for step in steps] == ["load", "onnx", "gpu", "parity", "write"]
+    assert "PyTorch on 4,096 images at batches 1, 2, 3, 17, 64, 256" in steps[3].detail
 
 
 def test_wrong_graph_leaves_no_artifact(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters.fitness import CUDA_KERNELS, describe, fitness
+from ganserve.errors import ExportError
+from tests.artifacts import make_graph
+
+
+def graph_of(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("y",), opset: int = 20) -> bytes:
+    """A serialized model of these nodes, from `x` float32 [batch, 4] and a weight `w` [4, 6]."""
+    weight = numpy_helper.from_array(np.zeros((4, 6), dtype=np.float32), "w")
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [weight],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("operator", ["Shape", "NonZero", "Loop", "If"])
+def test_nodes_that_wait_for_the_cpu_are_refused(operator: str) -> None:
+    """A node that CUDA graphs cannot hold is an error that names it."""
+    with pytest.raises(ExportError, match=f"{operator} need the CPU between kernels"):
+        fitness("generator.onnx", graph_of(helper.make_node(operator, ["x"], ["y"])))
+
+
+def test_nodes_without_a_cuda_kernel_are_refused() -> None:
+    """An operator that is not known to have a CUDA kernel would cut the graph into pieces."""
+    with pytest.raises(ExportError, match="StringNormalizer are not among the operators"):
+        fitness("generator.onnx", graph_of(helper.make_node("StringNormalizer", ["x"], ["y"])))
+
+
+def test_two_islands_are_refused() -> None:
+    """A graph in two parts that no tensor connects is an error with their number; joined, it is one."""
+    parts = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Tanh", ["x"], ["b"])]
+    with pytest.raises(ExportError, match="2 islands"):
+        fitness("generator.onnx", graph_of(*parts, outputs=("a", "b")))
+    joined = graph_of(*parts, helper.make_node("Add", ["a", "b"], ["y"]))
+    assert fitness("generator.onnx", joined).compute_islands == 1
+
+
+def test_channels_are_those_of_products() -> None:
+    """Channels in and out of a matrix product are told, and which are no multiple of eight."""
+    spec = fitness("generator.onnx", graph_of(helper.make_node("MatMul", ["x", "w"], ["y"])))
+    assert spec.channels == (4, 6)
+    assert spec.unaligned_channels == (4, 6)
+    assert "0 of 2 channel counts are multiples of 8 (not: 4, 6)" in describe(spec)
+
+
+def test_kernels_of_newer_releases_are_named() -> None:
+    """An operator that opset 22 changed is named: older CUDA providers have no kernel for it."""
+    node = helper.make_node("Round", ["x"], ["y"])
+    assert fitness("generator.onnx", graph_of(node, opset=20)).newer_kernels == ()
+    spec = fitness("generator.onnx", graph_of(node, opset=22))
+    assert spec.newer_kernels == ("Round-22",)
+    assert "Round-22 have CUDA kernels in newer ONNX Runtimes only" in describe(spec)
+
+
+def test_every_kernel_is_an_operator() -> None:
+    """The table names operators of the standard and versions that they have had."""
+    versions = {(schema.name, schema.since_version) for schema in onnx.defs.get_all_schemas_with_history()}
+    assert CUDA_KERNELS.items() <= versions
+
+
+def test_any_small_graph_is_fit() -> None:
+    """The graphs that the other tests are made with pass."""
+    assert fitness("generator.onnx", make_graph(16, 10, 28, 28)).opset == 20
