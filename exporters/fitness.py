@@ -1,7 +1,7 @@
 """Whether an ONNX graph is fit for a GPU: for CUDA graphs, in one piece, on tensor cores.
 
-A CUDA graph is a recording of kernels: nothing in it may wait for the CPU to decide a shape or a branch, and no node may
-run on the CPU between two that do not.
+A CUDA graph is a recording of kernels: nothing in it may wait for the CPU to decide a shape or a branch, and no node
+may run on the CPU between two that do not.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ HOST_OPERATORS: Final = frozenset(
     }
 )
 
-# Operator -> the newest of its versions (ONNX: "since version") that has a CUDA kernel in every ONNX Runtime from 1.22 on,
-# by its docs/OperatorKernels.md. A kernel registered for version 11 is not found for the same operator of version 22:
+# Operator -> the newest of its versions (ONNX: "since version") that has a CUDA kernel in every ONNX Runtime from 1.22
+# on, by its docs/OperatorKernels.md. A kernel registered for version 11 is not found for the operator of version 22:
 # ConvTranspose and Round of opset 22 got theirs only in 2026 (microsoft/onnxruntime #26393, #27710, #27754).
 CUDA_KERNELS: Final = {
     "Add": 14,

@@ -13,6 +13,7 @@ from exporters.onnx_export import export_onnx
 from exporters.parity import probes, prove, pytorch_pixels
 from exporters.torchscript_export import export_torchscript, load_torchscript
 from exporters.wrapper import ExportedGenerator
+from ganserve.artifact import ONNX
 from training.config import (
     ACTIVATIONS,
     DISCRIMINATOR_NORMS,
@@ -148,7 +149,7 @@ def test_every_generator_exports(kind: str, norm: str, conditional: bool) -> Non
         feed = {"latents": given} | ({} if of is None else {"labels": of})
         return session.run(None, feed)[0]  # type: ignore[attr-defined,no-any-return]
 
-    prove("onnx", onnx_pixels, reference, rows, labels, served=True)
+    prove(ONNX, onnx_pixels, reference, rows, labels)
 
     module = load_torchscript(export_torchscript(exported, {}))
     inputs = [torch.from_numpy(rows)] + ([] if labels is None else [torch.from_numpy(labels)])
