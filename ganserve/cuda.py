@@ -1,7 +1,7 @@
 """The CUDA provider's options, one table, and a check that the provider knows their names.
 
-ONNX Runtime looks at these names only where there is a GPU: elsewhere a misspelt one passes in silence. They are strings
-in the provider's own library, which the wheel carries also where no GPU is.
+ONNX Runtime looks at these names only where there is a GPU: elsewhere a misspelt one passes in silence. They are
+strings in the provider's own library, which the wheel carries also where no GPU is.
 """
 
 import mmap
