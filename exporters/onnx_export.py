@@ -11,7 +11,7 @@ import torch
 from exporters.wrapper import ExportedGenerator
 from ganserve.errors import ExportError
 
-OPSET = 20  # the newest that every CUDA provider from ONNX Runtime 1.22 on has all kernels of: see exporters.fitness
+OPSET = 20  # the newest whose operators can be counted on to have CUDA kernels: see exporters.fitness
 OPSETS = range(17, 27)  # every one of them is exported, proven and run by the tests
 _MAX_BATCH_ROWS = 1 << 20  # a bound that torch.export needs to see; the graph has no trace of it
 

@@ -213,6 +213,12 @@ def export(
         bool, typer.Option("--float-output", help="Add ONNX that returns float32 images, for other programs.")
     ] = False,
     torchscript: Annotated[bool, typer.Option("--torchscript", help="Add TorchScript, for LibTorch.")] = False,
+    triton: Annotated[
+        bool, typer.Option("--triton", help="Add OUT-triton/, a model repository for NVIDIA Triton.")
+    ] = False,
+    kserve: Annotated[
+        bool, typer.Option("--kserve", help="Add OUT-kserve/, InferenceServices for KServe, and --triton.")
+    ] = False,
     opset: Annotated[
         int | None, typer.Option(help="Opset of the ONNX files, 17 to 26. Default: 20.", show_default=False)
     ] = None,
@@ -234,6 +240,8 @@ def export(
     """
     from rich.console import Console
 
+    from exporters import kserve as kserve_package
+    from exporters import triton as triton_package
     from exporters.build import Step, build_artifact
     from exporters.onnx_export import OPSET
     from training.run_dir import best_checkpoint, named_checkpoint, resolve_run
@@ -248,10 +256,13 @@ def export(
     source, reason = (named_checkpoint(path, checkpoint), "named") if checkpoint else best_checkpoint(path)
     run_name = path.resolve().name
     target = out or ARTIFACTS / run_name
+    packages: list[Any] = [triton_package] * (triton or kserve) + [kserve_package] * kserve
+    for package in packages:  # before the work: nothing is written where something must stay
+        package.check(package.path_beside(target), replace=force)
     if not as_json:
         which = "named" if run else "the newest run"
         console.print(f"exporting {path} ({which}), checkpoint: {reason}", markup=False, soft_wrap=True)
-        if not (onnx or fp16 or float_output or torchscript):
+        if not (onnx or fp16 or float_output or torchscript or triton or kserve):
             console.print("no format was named: --onnx is the default")
     with console.status("exporting and proving"):
         artifact = build_artifact(
@@ -266,8 +277,14 @@ def export(
             replace=force,
             on_step=(lambda step: None) if as_json else show,
         )
+    written: dict[str, list[str]] = {}
+    for package in packages:
+        place = package.path_beside(artifact.path)
+        written[str(place)] = package.write(artifact, place, replace=force)
+        if not as_json:
+            show(Step("write", f"{place} ({', '.join(written[str(place)])})"))
     if as_json:
-        print(json.dumps(_summary(artifact) | {"run": str(path), "checkpoint": str(source)}))
+        print(json.dumps(_export_summary(artifact, path, source) | {"packages": written}))
         return
     print(f"{artifact.path} {artifact.digest}")
     # Without a bentofile.yaml here BentoML has to be told which service.
@@ -541,6 +558,29 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def _summary(artifact: Any) -> dict[str, Any]:
     return {"path": str(artifact.path), "name": artifact.manifest.name, "digest": artifact.digest}
+
+
+def _export_summary(artifact: Any, run: Path, checkpoint: Path) -> dict[str, Any]:
+    """What `export --json` prints of an artifact: each format with its size and its worst difference from PyTorch."""
+    manifest = artifact.manifest
+    formats = [
+        {
+            "file": file,
+            "bytes": manifest.files[file].bytes,
+            "max_abs_diff": max(row.max_abs_diff for row in rows),
+            "differing_share": max(row.differing_share for row in rows),
+            "batches": [row.batch_rows for row in rows],
+        }
+        for file in dict.fromkeys(row.format for row in manifest.parity)
+        if (rows := [row for row in manifest.parity if row.format == file])
+    ]
+    graphs = {file: spec.model_dump(mode="json") for file, spec in (manifest.graphs or {}).items()}
+    return _summary(artifact) | {
+        "run": str(run),
+        "checkpoint": str(checkpoint),
+        "formats": formats,
+        "graphs": graphs,
+    }
 
 
 def _artifact_lines(artifact: Any) -> list[tuple[str, str]]:
