@@ -14,21 +14,16 @@ from typing import Any
 
 import torch
 
-from ganserve import atomic
 from ganserve.errors import ConfigError, RunError, TrainingError
-from training import pictures, run_dir
-from training.augment import augment
-from training.checkpoint import environment, restore_checkpoint, save_checkpoint, verify_checkpoint
-from training.config import PLAYERS, TrainingConfig, differences
+from training import run_dir
+from training.checkpoint import environment, restore_checkpoint, verify_checkpoint
+from training.config import TrainingConfig, differences
 from training.data import Dataset, load_dataset
-from training.data.batches import Batches
 from training.device import check_precision, resolve_device, use_available_cpus
-from training.health import Watch, check_weights
-from training.losses import OBJECTIVES
-from training.optimizers import learning_rate, set_learning_rate
 from training.progress import Progress, SilentProgress
+from training.record import Record
 from training.state import TrainingState, new_state
-from training.step import discriminator_step, generator_step
+from training.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -140,171 +135,27 @@ def _loop(
     device: torch.device,
     progress: Progress,
 ) -> TrainingResult:
-    objective = OBJECTIVES[config.objective]
-    batches = Batches(
-        dataset, batch_size=config.batch_size, seed=config.seed, value_range=config.generator.value_range, device=device
-    )
-    watch = Watch(device)
-    sheet_latents, sheet_labels = pictures.sheet_inputs(
-        config.seed, config.generator.latent_dim, state.generator.num_classes, device
-    )
-
-    def autocast() -> torch.autocast:
-        """Around each use of the networks, anew: it keeps converted weights, which an update leaves behind."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
-
-    def seen(images: torch.Tensor) -> torch.Tensor:
-        """What the discriminator sees of the images, in its own steps and in the generator's."""
-        return augment(images, config.augment, value_range=config.generator.value_range, rng=state.rng)
-
-    def reals(update: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        images, labels = batches.batch(update)
-        images = seen(images)
-        if not config.wrong_label_weight:
-            return images, labels, None
-        shift = torch.randint(1, dataset.num_classes, labels.shape, generator=state.rng, device=device)
-        return images, labels, (labels + shift) % dataset.num_classes
-
-    def fakes(real_labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        latents = torch.randn(config.batch_size, config.generator.latent_dim, generator=state.rng, device=device)
-        labels = None
-        if config.conditional:
-            labels = real_labels if config.pairs_of_one_class else batches.draw_labels(state.rng)
-        with autocast():
-            images = state.generator(latents, labels)
-        return seen(images.float()), labels
-
-    players = sorted(PLAYERS, key=lambda player: player != config.first_player)
-    updates = [
-        player for player in players for _ in range(config.discriminator_steps if player == "discriminator" else 1)
-    ]
-    penalty = config.penalty
-    total_images = config.steps * config.images_per_step
-    first_step, seconds_before = state.step + 1, state.seconds
-    started = logged_at = time.monotonic()
-    logged_step = state.step
-    checkpoint = run_dir.checkpoint_path(run, state.step)
-    point: dict[str, float] = {}
-
+    turns = Turns(config, state, dataset, device)
+    record = Record(config, run, state, dataset, device, progress)
+    first_step, seconds_before, started = state.step + 1, state.seconds, time.monotonic()
     with _signals() as received:
         for step in range(first_step, config.steps + 1):
-            images_before = (step - 1) * config.images_per_step
-            lr = learning_rate(config.optimizer, images_seen=images_before, total_images=total_images)
-            set_learning_rate(state.generator_optimizer, lr)
-            set_learning_rate(state.discriminator_optimizer, lr * config.optimizer.discriminator_lr_share)
-
-            update = (step - 1) * config.discriminator_steps  # of the discriminator, from 0; each has its own batch
-            real_images, real_labels, wrong_labels = reals(update)
-            fake_images, fake_labels = fakes(real_labels)
-
-            for turn, player in enumerate(updates):
-                if turn and player == "discriminator" == updates[turn - 1]:
-                    update += 1
-                    real_images, real_labels, wrong_labels = reals(update)
-                    fake_images, fake_labels = fakes(real_labels)
-                elif turn and not config.reuse_fakes:
-                    fake_images, fake_labels = fakes(real_labels)
-                if player == "discriminator":
-                    lazy = penalty.every_steps if (update + 1) % penalty.every_steps == 0 else 0
-                    with autocast():
-                        d_report = discriminator_step(
-                            state.discriminator,
-                            state.discriminator_optimizer,
-                            objective,
-                            real_images=real_images,
-                            real_labels=real_labels if config.conditional else None,
-                            fake_images=fake_images,
-                            fake_labels=fake_labels,
-                            wrong_labels=wrong_labels,
-                            wrong_label_weight=config.wrong_label_weight,
-                            r1_weight=penalty.r1 / 2 * lazy,
-                            r2_weight=penalty.r2 / 2 * lazy,
-                            gradient_weight=penalty.gradient * lazy,
-                            mix=torch.rand(config.batch_size, generator=state.rng, device=device)
-                            if penalty.gradient and lazy
-                            else None,
-                            clip=penalty.clip,
-                        )
-                else:
-                    with autocast():
-                        g_report = generator_step(
-                            state.generator,
-                            state.discriminator,
-                            state.generator_optimizer,
-                            objective,
-                            fake_images=fake_images,
-                            fake_labels=fake_labels,
-                            real_images=real_images,
-                            real_labels=real_labels if config.conditional else None,
-                        )
-            images_seen = step * config.images_per_step
-            if state.ema:
-                state.ema.update(state.generator, images_seen=images_seen, batch_images=config.images_per_step)
+            quantities = turns.take(step)
             state.step = step
-            watch.observe(
-                step,
-                {
-                    "loss_discriminator": d_report.loss,
-                    "loss_generator": g_report.loss,
-                    "d_real": d_report.d_real,
-                    "d_fake": d_report.d_fake,
-                    "grad_norm_discriminator": d_report.grad_norm,
-                    "grad_norm_generator": g_report.grad_norm,
-                },
-            )
             progress.stepped(step)
-
             last = step == config.steps or received.number is not None
-            log_due, sheet_due, checkpoint_due = (
-                last or step % every == 0
-                for every in (config.log.every_steps, config.log.sheet_every_steps, config.log.checkpoint_every_steps)
-            )
-            if not (device.type == "cpu" or log_due or sheet_due or checkpoint_due):
-                continue  # a GPU is not asked how it went until somebody wants to know
-            quantities = watch.read()
-            if not (log_due or sheet_due or checkpoint_due):
-                continue
-
-            now = time.monotonic()
-            state.seconds = seconds_before + now - started
-            images_per_s = (step - logged_step) * config.images_per_step / (now - logged_at)
-            point = {
-                "step": step,
-                "images_seen": images_seen,
-                "seconds": round(state.seconds, 3),
-                "images_per_s": round(images_per_s, 1),
-                "lr": lr,
-                **quantities,
-            }
-            if log_due:
-                run_dir.append_metrics(run, point)
-                progress.logged(point)
-                logged_at, logged_step = now, step
-            if sheet_due or checkpoint_due:
-                check_weights(step, state.networks)
-            if sheet_due:
-                sheet = run_dir.sheet_path(run, step)
-                atomic.write_file(sheet, pictures.sheet_png(state.shown_generator, sheet_latents, sheet_labels))
-                progress.wrote("sheet", sheet)
-            if checkpoint_due:
-                checkpoint = run_dir.checkpoint_path(run, step)
-                save_checkpoint(checkpoint, state, config=config, dataset=dataset.facts, metrics=point)
-                run_dir.remove_old_checkpoints(run, config.log.keep_checkpoints, newest=checkpoint)
-                curves = pictures.curves_png(run_dir.read_metrics(run), title=run.name)
-                atomic.write_file(run / run_dir.CURVES_FILE, curves)
-                progress.wrote("checkpoint", checkpoint)
+            record.stepped(quantities, last=last)
             if last:
                 break
-
     seconds = time.monotonic() - started
     return TrainingResult(
         run=run,
-        checkpoint=checkpoint,
+        checkpoint=record.checkpoint,
         steps=state.step,
         images_seen=state.step * config.images_per_step,
         seconds=round(seconds_before + seconds, 3),
         images_per_s=round((state.step - first_step + 1) * config.images_per_step / seconds, 1),
-        metrics=point,
+        metrics=record.point,
         interrupted_by=received.number if state.step < config.steps else None,
     )
 

@@ -1,0 +1,153 @@
+"""One step of a run: the batches, the fakes, and each player's turn, in the order that the configuration says."""
+
+import torch
+from torch import Tensor
+
+from training.augment import augment
+from training.config import PLAYERS, TrainingConfig
+from training.data import Dataset
+from training.data.batches import Batches
+from training.losses import OBJECTIVES
+from training.optimizers import learning_rate, set_learning_rate
+from training.state import TrainingState
+from training.step import DiscriminatorReport, GeneratorReport, discriminator_step, generator_step
+
+
+class Turns:
+    """Takes the steps of a run. What a step does is a function of its number, the state and the data set alone."""
+
+    def __init__(self, config: TrainingConfig, state: TrainingState, dataset: Dataset, device: torch.device) -> None:
+        self._config = config
+        self._state = state
+        self._device = device
+        self._objective = OBJECTIVES[config.objective]
+        self._num_classes = dataset.num_classes
+        self._batches = Batches(
+            dataset,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            value_range=config.generator.value_range,
+            device=device,
+        )
+        order = sorted(PLAYERS, key=lambda player: player != config.first_player)
+        self._players = [
+            player for player in order for _ in range(config.discriminator_steps if player == "discriminator" else 1)
+        ]
+
+    def take(self, step: int) -> dict[str, Tensor]:
+        """Both players' turns of one step, 1 the first, and the average's; what they report, as float32 scalars."""
+        config, state = self._config, self._state
+        lr = self.learning_rate(step)
+        set_learning_rate(state.generator_optimizer, lr)
+        set_learning_rate(state.discriminator_optimizer, lr * config.optimizer.discriminator_lr_share)
+
+        update = (step - 1) * config.discriminator_steps  # of the discriminator, from 0; each has its own batch
+        real_images, real_labels, wrong_labels = self._reals(update)
+        fake_images, fake_labels = self._fakes(real_labels)
+        for turn, player in enumerate(self._players):
+            if turn and player == "discriminator" == self._players[turn - 1]:
+                update += 1
+                real_images, real_labels, wrong_labels = self._reals(update)
+                fake_images, fake_labels = self._fakes(real_labels)
+            elif turn and not config.reuse_fakes:
+                fake_images, fake_labels = self._fakes(real_labels)
+            if player == "discriminator":
+                d_report = self._discriminate(update, real_images, real_labels, wrong_labels, fake_images, fake_labels)
+            else:
+                g_report = self._generate(real_images, real_labels, fake_images, fake_labels)
+        if state.ema:
+            images_seen = step * config.images_per_step
+            state.ema.update(state.generator, images_seen=images_seen, batch_images=config.images_per_step)
+        return {
+            "loss_discriminator": d_report.loss,
+            "loss_generator": g_report.loss,
+            "d_real": d_report.d_real,
+            "d_fake": d_report.d_fake,
+            "grad_norm_discriminator": d_report.grad_norm,
+            "grad_norm_generator": g_report.grad_norm,
+        }
+
+    def learning_rate(self, step: int) -> float:
+        """The generator's rate at a step."""
+        config = self._config
+        return learning_rate(
+            config.optimizer,
+            images_seen=(step - 1) * config.images_per_step,
+            total_images=config.steps * config.images_per_step,
+        )
+
+    def _discriminate(
+        self,
+        update: int,
+        real_images: Tensor,
+        real_labels: Tensor,
+        wrong_labels: Tensor | None,
+        fake_images: Tensor,
+        fake_labels: Tensor | None,
+    ) -> DiscriminatorReport:
+        config, state, penalty = self._config, self._state, self._config.penalty
+        lazy = penalty.every_steps if (update + 1) % penalty.every_steps == 0 else 0
+        mix = None
+        if penalty.gradient and lazy:
+            mix = torch.rand(config.batch_size, generator=state.rng, device=self._device)
+        with self._autocast():
+            return discriminator_step(
+                state.discriminator,
+                state.discriminator_optimizer,
+                self._objective,
+                real_images=real_images,
+                real_labels=real_labels if config.conditional else None,
+                fake_images=fake_images,
+                fake_labels=fake_labels,
+                wrong_labels=wrong_labels,
+                wrong_label_weight=config.wrong_label_weight,
+                r1_weight=penalty.r1 / 2 * lazy,
+                r2_weight=penalty.r2 / 2 * lazy,
+                gradient_weight=penalty.gradient * lazy,
+                mix=mix,
+                clip=penalty.clip,
+            )
+
+    def _generate(
+        self, real_images: Tensor, real_labels: Tensor, fake_images: Tensor, fake_labels: Tensor | None
+    ) -> GeneratorReport:
+        state = self._state
+        with self._autocast():
+            return generator_step(
+                state.generator,
+                state.discriminator,
+                state.generator_optimizer,
+                self._objective,
+                fake_images=fake_images,
+                fake_labels=fake_labels,
+                real_images=real_images,
+                real_labels=real_labels if self._config.conditional else None,
+            )
+
+    def _reals(self, update: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        images, labels = self._batches.batch(update)
+        images = self._seen(images)
+        if not self._config.wrong_label_weight:
+            return images, labels, None
+        shift = torch.randint(1, self._num_classes, labels.shape, generator=self._state.rng, device=self._device)
+        return images, labels, (labels + shift) % self._num_classes
+
+    def _fakes(self, real_labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        config, state = self._config, self._state
+        latents = torch.randn(config.batch_size, config.generator.latent_dim, generator=state.rng, device=self._device)
+        labels = None
+        if config.conditional:
+            labels = real_labels if config.pairs_of_one_class else self._batches.draw_labels(state.rng)
+        with self._autocast():
+            images = state.generator(latents, labels)
+        return self._seen(images.float()), labels
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """What the discriminator sees of the images, in its own turns and in the generator's."""
+        config = self._config
+        return augment(images, config.augment, value_range=config.generator.value_range, rng=self._state.rng)
+
+    def _autocast(self) -> torch.autocast:
+        """Around each use of the networks, anew: it keeps converted weights, which an update leaves behind."""
+        enabled = self._config.precision == "bfloat16"
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
