@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from ganserve import atomic
 from ganserve.errors import CheckpointError, ConfigError, DataError, RunError, TrainingDivergedError, TrainingError
-from training import loop, losses, run_dir
+from training import loop, losses, run_dir, turns
 from training.checkpoint import load_generator, verify_checkpoint
 from training.config import TrainingConfig, list_recipes, override, to_dict
 from training.data import load_dataset
@@ -372,13 +372,13 @@ def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, An
     """Every call of a player's step in a run: who, and with which arguments."""
     taken: list[tuple[str, dict[str, Any]]] = []
     for name in ("discriminator_step", "generator_step"):
-        original = getattr(loop, name)
+        original = getattr(turns, name)
 
         def noted(*networks: Any, _name: str = name, _original: Callable[..., Any] = original, **arguments: Any) -> Any:
             taken.append((_name.removesuffix("_step"), arguments))
             return _original(*networks, **arguments)
 
-        monkeypatch.setattr(loop, name, noted)
+        monkeypatch.setattr(turns, name, noted)
     return taken
 
 
