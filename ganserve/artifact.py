@@ -428,10 +428,10 @@ def _is_ours(path: Path) -> bool:
 
 
 def _read_plain(path: Path, *, limit: int) -> bytes:
-    """A regular file's bytes, once. Links are refused: what they point at is not pinned by the directory.
+    """A regular file's bytes, once. Links are refused: who writes through another name changes what is here.
 
     Raises:
-        ArtifactError: missing, a link, not a regular file, larger than `limit`.
+        ArtifactError: missing, a link of either kind, not a regular file, larger than `limit`.
     """
     try:
         # Without O_NONBLOCK, opening a named pipe waits for somebody to write into it.
@@ -443,6 +443,13 @@ def _read_plain(path: Path, *, limit: int) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise ArtifactError(f"{path} is not a regular file")
+    # Of the packaged artifact they are an installer's doing: uv links files from its cache.
+    if status.st_nlink > 1 and path.parent != PRETRAINED:
+        os.close(descriptor)
+        raise ArtifactError(
+            f"{path} has {status.st_nlink} names (hard links), one is expected",
+            hint="copy the artifact with: cp -r",
+        )
     with os.fdopen(descriptor, "rb") as file:
         if status.st_size > limit:
             raise ArtifactError(f"{path} has {status.st_size} bytes, at most {limit} are expected")

@@ -184,6 +184,23 @@ def test_full_disk_leaves_nothing(tmp_path, pristine, monkeypatch):
 # Damage to files.
 
 
+@pytest.mark.parametrize("name", [MANIFEST, ONNX, GOLDEN])
+def test_hard_link_is_refused(made, tmp_path, name):
+    """A file that has a second name elsewhere could be changed through it, so it is not read; a copy is."""
+    os.link(made / name, tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match=rf"{name} has 2 names \(hard links\)"):
+        open_artifact(made).verify()
+    open_artifact(Path(shutil.copytree(made, tmp_path / "copy"))).verify()
+
+
+def test_installer_may_link_the_pretrained_artifact(made, tmp_path, monkeypatch):
+    """An installer such as uv hard-links packages into its cache: the artifact that ships with ganserve still opens."""
+    monkeypatch.setattr(artifact_module, "PRETRAINED", made)
+    for path in list(made.iterdir()):
+        os.link(path, tmp_path / path.name)
+    find_artifact(root=tmp_path / "none")[0].verify()
+
+
 @pytest.mark.parametrize("name", [ONNX, GOLDEN, CARD])
 def test_one_flipped_bit_is_found(made, name):
     """A single flipped bit in any listed file is named, with both digests."""
