@@ -2,10 +2,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
+from exporters.onnx_export import export_onnx
 from exporters.parity import probes, pytorch_pixels
 from exporters.wrapper import ExportedGenerator, fold_normalizations
 from ganserve.errors import ExportError
@@ -59,6 +61,24 @@ def test_nothing_is_left_of_the_statistics(kind: str, conditional: bool) -> None
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
     assert not any(isinstance(module, norms) for module in folded.modules())
     assert any(isinstance(module, norms) for module in network.modules())
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("kind", sorted(GENERATORS))
+def test_the_graph_scales_by_no_channel(kind: str, conditional: bool) -> None:
+    """Of the normalisations, the ONNX graph keeps at most look-ups by label: it multiplies by no constant vector.
+
+    An Add of a constant vector is allowed beside a MatMul alone, where it is that layer's bias.
+    """
+    graph = onnx.load_from_string(export_onnx(ExportedGenerator(build(kind, conditional=conditional)), {})).graph
+    vectors = {tensor.name for tensor in graph.initializer if np.prod(tensor.dims) > 1}
+    made_by = {output: node.op_type for node in graph.node for output in node.output}
+    assert "BatchNormalization" not in made_by.values()
+    for node in graph.node:
+        if node.op_type in ("Mul", "Div", "Sub"):
+            assert not vectors.intersection(node.input), node
+        if node.op_type == "Add" and vectors.intersection(node.input):
+            assert "MatMul" in {made_by.get(name) for name in node.input}, node
 
 
 def test_training_mode_is_refused() -> None:
