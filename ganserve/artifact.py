@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ganserve import atomic
+from ganserve import atomic, store
 from ganserve.errors import ArtifactError, NoArtifactError
 from ganserve.latents import SAMPLER
 
@@ -386,7 +386,8 @@ def find_artifact(explicit: str | os.PathLike[str] | None = None, *, root: Path 
     """The artifact to use, and in words why that one.
 
     Args:
-        explicit: a directory that somebody named (`GANSERVE_ARTIFACT`, a command's argument); nothing else is tried.
+        explicit: a directory or `bento:NAME[:VERSION]` that somebody named (`GANSERVE_ARTIFACT`, a command's argument);
+            nothing else is tried.
         root: where artifacts lie, by default `artifacts/` in the working directory; the newest by `created_at` is
             taken, and if there is none, the one that ships with ganserve.
 
@@ -395,6 +396,8 @@ def find_artifact(explicit: str | os.PathLike[str] | None = None, *, root: Path 
         ArtifactError: the chosen one is broken. A broken artifact is never passed over in silence.
     """
     if explicit is not None:
+        if store.is_stored(explicit):
+            return open_artifact(store.resolve(explicit)), "named, in BentoML's model store"
         return open_artifact(Path(explicit)), "named"
     root = Path("artifacts") if root is None else root
     candidates = sorted(root.iterdir()) if root.is_dir() else []

@@ -231,6 +231,10 @@ def export(
     name: Annotated[
         str | None, typer.Option(help="The model's name when served. Default: the data set's.", show_default=False)
     ] = None,
+    bentoml: Annotated[
+        str | None,
+        typer.Option(help="Also store it as this BentoML model: bento:NAME.", metavar="NAME", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -244,6 +248,8 @@ def export(
     from exporters import triton as triton_package
     from exporters.build import Step, build_artifact
     from exporters.onnx_export import OPSET
+    from ganserve import store
+    from ganserve.artifact import MANIFEST
     from training.run_dir import best_checkpoint, named_checkpoint, resolve_run
 
     console = Console(stderr=True, highlight=False)
@@ -252,6 +258,8 @@ def export(
         console.print("[green]✓[/]", end=" ")
         console.print(f"{step.name:<12} {step.detail}", markup=False, soft_wrap=True)
 
+    if bentoml is not None:  # before the work
+        store.check_name(bentoml)
     path = resolve_run(run, RUNS)
     source, reason = (named_checkpoint(path, checkpoint), "named") if checkpoint else best_checkpoint(path)
     run_name = path.resolve().name
@@ -283,8 +291,19 @@ def export(
         written[str(place)] = package.write(artifact, place, replace=force)
         if not as_json:
             show(Step("write", f"{place} ({', '.join(written[str(place)])})"))
+    tag = None
+    if bentoml is not None:
+        tag = store.save(
+            artifact.path,
+            [MANIFEST, *artifact.manifest.files],
+            name=bentoml,
+            digest=artifact.digest,
+            labels={"model": artifact.manifest.name, "run": run_name},
+        )
+        if not as_json:
+            show(Step("bentoml", f"{store.PREFIX}{tag}"))
     if as_json:
-        print(json.dumps(_export_summary(artifact, path, source) | {"packages": written}))
+        print(json.dumps(_export_summary(artifact, path, source) | {"packages": written, "bentoml": tag}))
         return
     print(f"{artifact.path} {artifact.digest}")
     # Without a bentofile.yaml here BentoML has to be told which service.

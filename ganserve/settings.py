@@ -27,7 +27,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     artifact: str | None = Field(
-        default=None, min_length=1, description="artifact directory to serve; default: the newest in artifacts/"
+        default=None,
+        min_length=1,
+        description="artifact directory or bento:NAME[:VERSION]; default: the newest in artifacts/",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="cuda: CUDA or a refusal to start; auto: CUDA if it works here"

@@ -71,3 +71,20 @@ def test_what_must_stay_stops_everything(folder: Path) -> None:
     assert "notes.txt was not written by an export" in result.stderr
     assert not (folder / "mine").exists()
     assert (folder / "mine-triton" / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.slow
+def test_an_export_goes_into_bentoml_and_is_read_from_there(folder: Path) -> None:
+    """`--bentoml` stores what was written, and `inspect` takes it as `bento:NAME`."""
+    store = {"BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "true"}
+    told = run("export", "run", "--onnx", "--out", "kept", "--bentoml", "tiny", "--json", cwd=folder, **store)
+    assert told.returncode == 0, told.stderr
+    digest = open_artifact(folder / "kept").digest
+    assert json.loads(told.stdout)["bentoml"] == f"tiny:{digest.removeprefix('sha256:')[:16]}"
+    shown = run("inspect", "--json", cwd=folder, GANSERVE_ARTIFACT="bento:tiny", **store)
+    assert shown.returncode == 0, shown.stderr
+    assert digest in shown.stdout
+    refused = run("inspect", "bento:other", cwd=folder, **store)
+    assert refused.returncode == 1
+    assert "BentoML's model store has no 'other'" in refused.stderr
+    assert "the store has bento:tiny:" in refused.stderr
