@@ -350,7 +350,9 @@ class _Call:
             "method": method,
             "path": path,
             "query_string": b"",
-            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+            "headers": [
+                (name.replace("_", "-").encode(), value.encode()) for name, value in {"host": "x", **headers}.items()
+            ],
         }
 
     async def _receive(self) -> dict[str, Any]:
@@ -472,7 +474,7 @@ def test_repeated_headers_are_one_list(context, engine):
         batcher = Batcher(engine, max_batch_rows=8, max_queue_rows=8, deadline_ms=5000.0)
         door.open(dataclasses.replace(context, batcher=batcher))
         call = _Call(door, "POST", "/v1/generate", [_COMPLETE])
-        call._scope["headers"] = [(b"Accept", b"text/html"), (b"accept", b"image/png")]
+        call._scope["headers"] = [(b"host", b"x"), (b"Accept", b"text/html"), (b"accept", b"image/png")]
         await call.run()
         assert call.status == 200
         assert (b"content-type", b"image/png") in call.sent[0]["headers"]
