@@ -108,8 +108,15 @@ class FrontDoor:
             response = tell(err, scope["path"])
         if response is None:
             return 0
+        head = scope["method"] == "HEAD"
+        try:
+            messages = _messages(response, identity, head=head)
+        except Exception as err:  # an answer that cannot be written
+            response = tell(err, scope["path"])
+            messages = _messages(response, identity, head=head)
         self.count(template_of(scope["path"]), response.status)
-        await _send(response, send, identity, head=scope["method"] == "HEAD")
+        for message in messages:
+            await send(message)
         return response.rows
 
     def count(self, route: str, status: int) -> None:
@@ -125,6 +132,8 @@ class FrontDoor:
             check_token(scope["headers"], self.token)
         if path in BENTOML_PATHS:
             body = await self._read_body(scope, receive)
+            if path == "/readyz" and self.context is not None and self.context.batcher.obstacle is not None:
+                raise OverloadedError(self.context.batcher.obstacle)  # BentoML would not tell why
             try:
                 await self._bentoml(scope, _replay(body, receive), send)
             except Exception:  # Starlette raises what it has answered with a 500
@@ -191,7 +200,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _send(response: Response, send: Send, identity: str, *, head: bool) -> None:
+def _messages(response: Response, identity: str, *, head: bool) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
     headers.append((b"x-request-id", identity.encode("ascii")))
     if response.server_timing is not None:
@@ -200,5 +209,7 @@ async def _send(response: Response, send: Send, identity: str, *, head: bool) ->
         headers.append((b"content-type", response.content_type.encode("latin-1")))
     if response.status != 304:  # a 304's length would be that of the representation it does not send
         headers.append((b"content-length", b"%d" % len(response.body)))
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else response.body})
+    return (
+        {"type": "http.response.start", "status": response.status, "headers": headers},
+        {"type": "http.response.body", "body": b"" if head else response.body},
+    )

@@ -470,7 +470,11 @@ class FastProtocol(HttpToolsProtocol):
             exchange = self._waiting.popleft()
             keep_alive = exchange.keep_alive and response.headers.get("connection") != "close"
             identity = exchange.head.identity or new_request_id()
-            pieces.append(self._serialized(exchange, response, identity, keep_alive=keep_alive))
+            try:
+                pieces.append(self._serialized(exchange, response, identity, keep_alive=keep_alive))
+            except Exception as err:  # an answer that cannot be written: this request has left the queue
+                response = tell(err, exchange.head.path)
+                pieces.append(self._serialized(exchange, response, identity, keep_alive=keep_alive))
             self.server_state.total_requests += 1
             self.door.count(exchange.head.match.template, response.status)
             if self.door.access_log is not None:

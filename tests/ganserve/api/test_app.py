@@ -576,7 +576,10 @@ def test_a_stuck_session_is_unready_and_recovers(serve, engine):
     with server.connect() as connection:
         _problem(connection.ask("POST", "/v1/generate", {"seed": 1}), 504, "200 ms")
         status, _, body = connection.ask("GET", "/v2/health/ready")
-        assert (status, json.loads(body)) == (503, {"ready": False})
+        assert status == 503
+        assert json.loads(body) == {"ready": False, "reason": json.loads(body)["reason"]}
+        assert "the session hangs" in json.loads(body)["reason"]
+        _problem(connection.ask("GET", "/readyz"), 503, "the session hangs")
         _problem(connection.ask("POST", "/v1/generate", {"seed": 2}), 504, "200 ms")
         server.gate.open.set()
         _good(connection, engine)
