@@ -7,6 +7,7 @@ own calls: those that the warm-up measured as dear run in one thread, and the lo
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
@@ -28,6 +29,8 @@ Latents = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
+FAILED_BATCHES = 3  # as many in a row that gave nobody an image, and the session has to prove itself
+_PROBE_EVERY_S = 1.0  # until it has
 INLINE_MS = 0.5  # a cheaper batch runs on the loop: handing it to a thread and back costs about a tenth of that
 
 
@@ -153,6 +156,7 @@ class Batcher:
         deadline_ms: float,
         max_delay_ms: float = 0.0,
         on_batch: Callable[[int, float], None] | None = None,
+        probe: Callable[[], None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         """A batcher on the running event loop.
@@ -164,6 +168,8 @@ class Batcher:
             deadline_ms: a request that is not done by then fails, and its waiting rows are not computed.
             max_delay_ms: how long a batch that is not full waits for company. 0: not at all.
             on_batch: hears of every batch: its rows, and the seconds that it took.
+            probe: raises unless the session works. Called, in the session's thread and between batches, when
+                `FAILED_BATCHES` have failed in a row, and then every second until it returns; meanwhile not `ready`.
             loop: the event loop; by default the running one.
         """
         self._engine = engine
@@ -172,6 +178,11 @@ class Batcher:
         self._deadline_s = deadline_ms / 1e3
         self._max_delay_s = max_delay_ms / 1e3
         self._on_batch = on_batch
+        self._probe = probe
+        self._probe_timer: asyncio.TimerHandle | None = None
+        self._probe_due = False
+        self._failed_batches = 0  # in a row
+        self._fault: str | None = None  # what the last probe found
         self._loop = loop or asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ganserve-session")
         self._queue: OrderedDict[Ticket, None] = OrderedDict()  # tickets with waiting rows: first in, first out
@@ -195,9 +206,17 @@ class Batcher:
 
     @property
     def ready(self) -> bool:
-        """Whether new rows are welcome: not while draining, nor while a batch takes longer than a deadline."""
-        stuck = self._running and time.perf_counter() - self._batch_started_at > self._deadline_s
-        return not (self.draining or self._closing or stuck)
+        """Whether new rows are welcome."""
+        return self.obstacle is None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why new rows should go elsewhere, or None. They are taken all the same, until it is closing."""
+        if self.draining or self._closing:
+            return "the server is shutting down"
+        if self._running and time.perf_counter() - self._batch_started_at > self._deadline_s:
+            return "the session hangs: a batch takes longer than a request's deadline"
+        return self._fault
 
     def submit(self, latents: Latents, labels: Labels | None, on_done: Callable[[Ticket], None]) -> Ticket:
         """Queues rows; `on_done` is called once, on the loop, unless the ticket is cancelled first.
@@ -261,7 +280,7 @@ class Batcher:
             await asyncio.sleep(0.005)
         for ticket in [*self._live]:
             self._finish(ticket, error=OverloadedError("the server is shutting down"))
-        for timer in (self._deadline_timer, self._wake_up):
+        for timer in (self._deadline_timer, self._wake_up, self._probe_timer):
             if timer is not None:
                 timer.cancel()
         self._thread.shutdown(wait=not self._running, cancel_futures=True)
@@ -271,6 +290,9 @@ class Batcher:
     def _schedule(self) -> None:
         """Arranges for the next batch, unless one is running: then `_deliver` does."""
         if self._running:
+            return
+        if self._probe_due and not self._closing:
+            self._start_probe()
             return
         if self._max_delay_s == 0.0 or self._queue_rows >= self._batch_rows:
             if self._wake_up is not None and not self._delayed:
@@ -287,6 +309,8 @@ class Batcher:
     def _next(self) -> None:
         """Forms a batch and runs it: here if it is cheap, else in the thread."""
         self._wake_up = None
+        if self._running:  # a probe: the next batch is formed when it is over
+            return
         parts = self._take()
         if not parts:
             return
@@ -303,10 +327,15 @@ class Batcher:
             if rows > ticket.batch_rows:
                 ticket.batch_rows = rows
         self._running, self._batch_started_at = True, now
-        if self._engine.cost_ms(rows) < INLINE_MS:
-            self._deliver(parts, self._execute(parts))
-        else:
-            self._thread.submit(self._execute_and_return, parts)
+        try:
+            if self._engine.cost_ms(rows) >= INLINE_MS:
+                self._thread.submit(self._execute_and_return, parts)
+                return
+            outcome = self._execute(parts)
+        except Exception as err:  # these rows have left the queue: without an outcome, nobody would ever answer
+            logger.exception("a batch could not be run")
+            outcome = [InferenceError(f"inference failed: {err}") for _ in parts]
+        self._deliver(parts, outcome)
 
     def _take(self) -> list[_Part]:
         """Rows for one batch, oldest first. What is in the queue is wanted: tickets leave it when they are done."""
@@ -375,7 +404,11 @@ class Batcher:
         seconds = time.perf_counter() - self._batch_started_at
         self.counters.inference_s += seconds
         if self._on_batch is not None:
-            self._on_batch(sum(len(part.latents) for part in parts), seconds)
+            try:
+                self._on_batch(sum(len(part.latents) for part in parts), seconds)
+            except Exception:  # whoever counts must not keep the images from those who wait
+                logger.exception("the batch's callback failed")
+        self._judge(outcome)
         for part, result in zip(parts, outcome, strict=True):
             ticket = part.ticket
             if ticket.done:
@@ -387,15 +420,76 @@ class Batcher:
             if len(result) == len(ticket.latents):
                 ticket.pixels = result
             else:
-                if ticket.pixels is None:
-                    ticket.pixels = np.empty((len(ticket.latents), *result.shape[1:]), dtype=np.uint8)
-                ticket.pixels[part.start : part.start + len(result)] = result
+                try:
+                    if ticket.pixels is None:
+                        ticket.pixels = np.empty((len(ticket.latents), *result.shape[1:]), dtype=np.uint8)
+                    ticket.pixels[part.start : part.start + len(result)] = result
+                except ValueError as err:  # images of another shape than the first ones: only this request fails
+                    self.counters.failed += 1
+                    self._finish(ticket, error=InferenceError(f"the session's images cannot be joined: {err}"))
+                    continue
             ticket._missing -= len(result)
             if ticket._missing == 0:
                 self.counters.done += 1
                 self._finish(ticket)
         if self._queue:
             self._schedule()
+
+    def _judge(self, outcome: list[Pixels | GanserveError]) -> None:
+        """Counts batches that gave nobody an image; one that did says that the session works."""
+        if all(isinstance(result, GanserveError) for result in outcome):
+            self._failed_batches += 1
+            if self._failed_batches == FAILED_BATCHES and self._probe is not None and self._probe_timer is None:
+                self._probe_due = True
+                if not self._queue:
+                    self._loop.call_soon(self._schedule)
+        elif self._failed_batches or self._fault is not None:
+            self._failed_batches = 0
+            self._recovered()
+
+    def _recovered(self) -> None:
+        self._probe_due = False
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+            self._probe_timer = None
+        if self._fault is not None:
+            self._fault = None
+            logger.warning("the session works again: ready")
+
+    def _start_probe(self) -> None:
+        """In place of a batch: the session may not be able to run two things at once."""
+        assert self._probe is not None, "else none is due"
+        self._probe_due = False
+        self._running, self._batch_started_at = True, time.perf_counter()
+        self._thread.submit(self._run_probe, self._probe)
+
+    def _run_probe(self, probe: Callable[[], None]) -> None:
+        """In the thread."""
+        fault = None
+        try:
+            probe()
+        except Exception as err:  # whatever it is, it does not work
+            fault = f"{type(err).__name__}: {err}"
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody wants to know
+            self._loop.call_soon_threadsafe(self._probed, fault)
+
+    def _probed(self, fault: str | None) -> None:
+        self._running = False
+        self._failed_batches = 0
+        if fault is None:
+            self._recovered()
+        else:
+            if self._fault is None:
+                logger.error("the session does not work any more: not ready until it does error=%s", fault)
+            self._fault = "the session fails, and does not give the golden images either"
+            self._probe_timer = self._loop.call_later(_PROBE_EVERY_S, self._probe_again)
+        if self._queue:
+            self._schedule()
+
+    def _probe_again(self) -> None:
+        self._probe_timer = None
+        self._probe_due = True
+        self._schedule()
 
     def _expire(self) -> None:
         """Fails every ticket whose deadline has passed, and sets the timer for the next one."""

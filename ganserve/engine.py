@@ -97,10 +97,10 @@ class Engine:
         _check_signature(self._session, self.manifest)
         bind = self.provider == CUDA if bind_buckets is None else bind_buckets
         self._bound = self._bind(device_id) if bind else None
-        golden = artifact.read_golden()
-        self.bucket_ms = self._warm_up(golden)
+        self._golden = artifact.read_golden()
+        self.bucket_ms = self._warm_up(self._golden)
         self.cheapest_rows = _cheapest(self.bucket_ms)
-        self._check_golden(golden)
+        self.prove()
 
     def run(self, latents: Latents, labels: Labels | None = None) -> Pixels:
         """The images of these latents.
@@ -180,7 +180,14 @@ class Engine:
             costs[rows] = min(times[1:])  # the first one pays for allocation, algorithm search and graph capture
         return costs
 
-    def _check_golden(self, golden: Golden) -> None:
+    def prove(self) -> None:
+        """Returns if the session gives the artifact's golden images, now.
+
+        Raises:
+            InferenceError: it fails.
+            GoldenMismatchError: it computes something else.
+        """
+        golden = self._golden
         max_abs_diff, differing_share = imaging.difference(self.run(golden.latents, golden.labels), golden.pixels)
         allowed = GOLDEN_DIFFERING_SHARE[self.precision]
         if max_abs_diff > GOLDEN_MAX_ABS_DIFF or differing_share > allowed:

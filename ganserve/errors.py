@@ -25,8 +25,10 @@
         ├── SlowRequestError           408
         ├── BodyTooLargeError          413
         ├── UnsupportedMediaTypeError  415
+        ├── TransferCodingError        501
         ├── OverloadedError            503
-        └── DeadlineError              504
+        ├── DeadlineError              504
+        └── HTTPVersionError           505
 
 A message says what is required and what was found; `hint` says what to type next. Numbers travel as attributes.
 """
@@ -220,6 +222,18 @@ class UnsupportedMediaTypeError(RequestError):
     title = "Unsupported Media Type"
 
 
+class TransferCodingError(RequestError):
+    """The body's transfer coding is not one that the server takes off."""
+
+    status = 501
+    title = "Not Implemented"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the body is cannot be told, so neither can what comes after it."""
+        return {"connection": "close"}
+
+
 class OverloadedError(RequestError):
     """The queue is full, or the server is not ready: try again later."""
 
@@ -241,3 +255,15 @@ class DeadlineError(RequestError):
 
     status = 504
     title = "Gateway Timeout"
+
+
+class HTTPVersionError(RequestError):
+    """The request is of another version of HTTP than 1.0 and 1.1."""
+
+    status = 505
+    title = "HTTP Version Not Supported"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """In that version, the next request may begin anywhere."""
+        return {"connection": "close"}

@@ -128,6 +128,7 @@ class GanServe:
             deadline_ms=settings.deadline_ms,
             max_delay_ms=settings.max_delay_ms,
             on_batch=self.metrics.batch,
+            probe=self.engine.prove,
         )
         self.context = Context(
             settings=settings,

@@ -53,6 +53,7 @@ class Settings(BaseModel):
     header_timeout_ms: float = Field(default=10_000.0, gt=0, description="time for a request's head to arrive")
     max_connections: int = Field(default=4096, ge=1, description="open connections a worker; more: 503 and closed")
     body_timeout_ms: float = Field(default=10_000.0, gt=0, description="time for a body to arrive; more: 408")
+    access_log: bool = Field(default=False, description="one line of JSON on standard output for every request")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:

@@ -29,6 +29,7 @@ class Gate:
         self.open.set()
         self.entered = threading.Event()
         self.batches: list[int] = []
+        self.broken = self.short = False  # every run fails; or returns a row too few
 
     def cost_ms(self, rows: int) -> float:
         """Cheap or dear."""
@@ -39,9 +40,18 @@ class Gate:
         self.entered.set()
         assert self.open.wait(30)
         self.batches.append(len(rows))
+        if self.broken:
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered at /home/secret/path")
+        if self.short:
+            return self._engine.run(rows, labels)[:-1]
         if self._poisoned and POISON in labels:
             raise InferenceError("CUDA failure 700 at /home/secret/path")
         return self._engine.run(rows, labels)
+
+    def prove(self) -> None:
+        """What an engine's proof does, on one latent."""
+        if len(self.run(np.zeros((1, 16), np.float32), np.zeros(1, np.int64))) != 1:
+            raise InferenceError("the session returned 0 rows for 1")
 
 
 class Served:
@@ -67,6 +77,7 @@ class Served:
                 max_batch_rows=settings.max_batch_rows,
                 max_queue_rows=settings.max_queue_rows,
                 deadline_ms=settings.deadline_ms,
+                probe=self.gate.prove,
             )
             self.door.open(dataclasses.replace(self.context, batcher=self.batcher))
             await send({"type": "lifespan.startup.complete"})

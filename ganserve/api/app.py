@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from ganserve.api.access import AccessLog
 from ganserve.api.exchange import (
     check_announced,
+    check_head,
     check_token,
     given_request_id,
     header_mapping,
@@ -50,6 +53,7 @@ class FrontDoor:
         self.settings = settings
         self.token = None if settings.token is None else settings.token.get_secret_value().encode()
         self.context: Context | None = None
+        self.access_log = AccessLog() if settings.access_log else None
 
     def open(self, context: Context) -> None:
         """From now on requests are answered with this context."""
@@ -65,16 +69,55 @@ class FrontDoor:
             await send({"type": "websocket.close", "code": 1003, "reason": "this server speaks HTTP"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        identity = given_request_id(scope["headers"]) or new_request_id()
+        if self.access_log is None:
+            await self._respond(scope, receive, send, identity)
+            return
+        started_at = time.perf_counter()
+        status: int | None = None
+        sent_bytes = 0
+
+        async def noting(message: Mapping[str, Any]) -> None:
+            nonlocal status, sent_bytes
+            status = message.get("status", status)
+            sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        rows = 0
+        try:
+            rows = await self._respond(scope, receive, noting, identity)
+        finally:
+            self.access_log.write(
+                identity=identity,
+                method=scope["method"],
+                route=scope["path"] if scope["path"] in BENTOML_PATHS else template_of(scope["path"]),
+                status=status,
+                sent_bytes=sent_bytes,
+                started_at=started_at,
+                rows=rows,
+                client=scope["client"][0] if scope.get("client") else None,
+            )
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send, identity: str) -> int:
+        """Answers; how many rows went through the session for it."""
         try:
             response = await self._answer(scope, receive, send)
         except _Disconnected:
-            return
+            return 0
         except Exception as err:  # whatever it is, the client gets an answer and the connection lives
             response = tell(err, scope["path"])
-        if response is not None:
-            self.count(template_of(scope["path"]), response.status)
-            identity = given_request_id(scope["headers"]) or new_request_id()
-            await _send(response, send, identity, head=scope["method"] == "HEAD")
+        if response is None:
+            return 0
+        head = scope["method"] == "HEAD"
+        try:
+            messages = _messages(response, identity, head=head)
+        except Exception as err:  # an answer that cannot be written
+            response = tell(err, scope["path"])
+            messages = _messages(response, identity, head=head)
+        self.count(template_of(scope["path"]), response.status)
+        for message in messages:
+            await send(message)
+        return response.rows
 
     def count(self, route: str, status: int) -> None:
         """One request was answered; `route` is a template or "unknown", never a path."""
@@ -84,10 +127,13 @@ class FrontDoor:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
         """The answer, or None when BentoML has given it."""
         path = scope["path"]
+        check_head(scope.get("http_version", "1.1"), scope["headers"])
         if path not in HEALTH_PATHS:
             check_token(scope["headers"], self.token)
         if path in BENTOML_PATHS:
             body = await self._read_body(scope, receive)
+            if path == "/readyz" and self.context is not None and self.context.batcher.obstacle is not None:
+                raise OverloadedError(self.context.batcher.obstacle)  # BentoML would not tell why
             try:
                 await self._bentoml(scope, _replay(body, receive), send)
             except Exception:  # Starlette raises what it has answered with a 500
@@ -154,7 +200,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _send(response: Response, send: Send, identity: str, *, head: bool) -> None:
+def _messages(response: Response, identity: str, *, head: bool) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
     headers.append((b"x-request-id", identity.encode("ascii")))
     if response.server_timing is not None:
@@ -163,5 +209,7 @@ async def _send(response: Response, send: Send, identity: str, *, head: bool) ->
         headers.append((b"content-type", response.content_type.encode("latin-1")))
     if response.status != 304:  # a 304's length would be that of the representation it does not send
         headers.append((b"content-length", b"%d" % len(response.body)))
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else response.body})
+    return (
+        {"type": "http.response.start", "status": response.status, "headers": headers},
+        {"type": "http.response.body", "body": b"" if head else response.body},
+    )

@@ -12,7 +12,14 @@ from collections.abc import Iterable, Mapping
 from ganserve.api.http import Context, Labels, Request, Response, Work, inflate
 from ganserve.api.routing import Match, protocol_of
 from ganserve.batcher import Ticket
-from ganserve.errors import BodyTooLargeError, RequestError, UnauthorizedError
+from ganserve.errors import (
+    BodyTooLargeError,
+    HTTPVersionError,
+    InvalidRequestError,
+    RequestError,
+    TransferCodingError,
+    UnauthorizedError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +29,8 @@ INLINE_US = 500.0
 INLINE_BODY_BYTES = 1 << 16
 
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")  # nothing that could end a header
+# RFC 3986, section 3.2.2 and 3.2.3: a name, an IPv4 address or an IPv6 one in brackets, and perhaps a port; or nothing.
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
 _PROCESS = secrets.token_hex(6)
 _request_numbers = itertools.count(1)
 
@@ -68,6 +77,35 @@ def make_request(
         body=body,
         path_parameters=match.parameters,
     )
+
+
+def check_head(version: str, raw_headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuses what the parser lets through and RFC 9112 does not.
+
+    Raises:
+        HTTPVersionError: neither HTTP/1.0 nor HTTP/1.1.
+        InvalidRequestError: in HTTP/1.1 not exactly one `Host` (section 3.2), or one that is no host; or
+            `Transfer-Encoding` in HTTP/1.0 (section 6.1).
+        TransferCodingError: another transfer coding than chunked alone (section 6.1).
+    """
+    if version not in ("1.0", "1.1"):
+        raise HTTPVersionError(f"this server speaks HTTP/1.1, the request is HTTP/{version}")
+    hosts, codings = [], []
+    for name, value in raw_headers:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value)
+    if len(hosts) != 1 and (hosts or version == "1.1"):
+        raise InvalidRequestError(f"one Host header is required, got {len(hosts) or 'none'}")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise InvalidRequestError("the Host header is not a host")
+    if not codings:
+        return
+    if version == "1.0":
+        raise InvalidRequestError("HTTP/1.0 has no Transfer-Encoding")
+    if b",".join(codings).strip().lower() != b"chunked":
+        raise TransferCodingError("the only transfer coding that this server knows is chunked, once")
 
 
 def check_announced(raw_headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:
@@ -163,6 +201,7 @@ def finish(work: Work, labels: Labels | None, ticket: Ticket, context: Context) 
     encode_s = time.perf_counter() - started_at
     if context.metrics is not None:
         context.metrics.encoded(encode_s)
+    response.rows = work.rows
     queue_ms, infer_ms = ticket.queue_s * 1e3, ticket.inference_s * 1e3
     response.server_timing = (
         f"queue;dur={queue_ms:.3f}, infer;dur={infer_ms:.3f}, encode;dur={encode_s * 1e3:.3f}, "

@@ -80,7 +80,8 @@ class Request:
 class Response:
     """One complete HTTP answer; `content-length` is added when it is sent.
 
-    `server_timing` is the value of that header (W3C), apart from the `headers` that many answers share.
+    `server_timing` is the value of that header (W3C), apart from the `headers` that many answers share; `rows` is how
+    many went through the batcher for it.
     """
 
     status: int = 200
@@ -88,6 +89,7 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     server_timing: str | None = None
+    rows: int = 0
 
 
 @dataclass(kw_only=True, slots=True)

@@ -42,10 +42,12 @@ _REASONS = {
     413: "The body is larger than the limit, as it came or inflated.",
     415: "`Content-Type` or `Content-Encoding` is none that this route reads.",
     500: "A fault of the server; its log has the details.",
-    503: "The queue is full, or the server is starting or stopping.",
+    501: "The body has another transfer coding than chunked; the connection is closed.",
+    503: "The queue is full, or the server is starting, stopping or not ready.",
     504: "Not done within the deadline; rows that still waited were not computed.",
+    505: "Another version of HTTP than 1.0 and 1.1; the connection is closed.",
 }
-_ALWAYS = (400, 404, 405, 408, 413, 415, 500, 503)  # of every route: before a handler sees anything
+_ALWAYS = (400, 404, 405, 408, 413, 415, 500, 501, 503, 505)  # of every route: before a handler sees anything
 _NEGOTIATED = (*_ALWAYS, 406)
 _INFERRED = (*_NEGOTIATED, 504)
 
@@ -478,9 +480,11 @@ def _bentoml() -> dict[str, Any]:
         *described,
         *((path, summary, JSON, {"type": "object"}) for path, summary in documents.items()),
     ]:
-        operation = _get(path[1:].replace(".", "_"), "BentoML", summary, media_type, schema, (408, 413))
+        operation = _get(path[1:].replace(".", "_"), "BentoML", summary, media_type, schema, (400, 408, 413, 501, 505))
         for status in (405, 500, 503):
             operation["responses"][str(status)] = {"description": _REASONS[status], "content": {_TEXT: {}}}
+        if path == "/readyz":  # by the front door, where there is a reason to tell
+            operation["responses"]["503"]["content"]["application/problem+json"] = {}
         if path in ("/livez", "/readyz", "/healthz"):
             operation["security"] = []  # whoever watches the server need not be able to use it
         paths[path] = {"get": operation}

@@ -91,8 +91,10 @@ def model_ready(request: Request, context: Context) -> Response:
 
 
 def _readiness(context: Context, document: dict[str, Any]) -> Response:
-    """503 while not ready: Triton's clients look at the status alone."""
-    return json_response(document, status=200 if context.batcher.ready else 503)
+    """503 while not ready, and why; Triton's clients look at the status alone."""
+    if context.batcher.ready:
+        return json_response(document)
+    return json_response({**document, "reason": context.batcher.obstacle}, status=503)
 
 
 def model_metadata(request: Request, context: Context) -> Response:

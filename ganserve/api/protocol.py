@@ -17,6 +17,7 @@ to it.
 import asyncio
 import functools
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ from ganserve.api.app import FrontDoor
 from ganserve.api.exchange import (
     INLINE_BODY_BYTES,
     check_announced,
+    check_head,
     check_token,
     finish,
     given_request_id,
@@ -112,13 +114,14 @@ class _Head:
 class _Exchange:
     """One of our requests on a connection, until its answer is written."""
 
-    __slots__ = ("body", "head", "keep_alive", "response", "undo")
+    __slots__ = ("body", "head", "keep_alive", "response", "started_at", "undo")
 
     def __init__(self, head: _Head) -> None:
         self.head = head
         self.keep_alive = head.keep_alive
         self.body: list[bytes] = []
         self.response: Response | None = None
+        self.started_at = 0.0  # only where there is an access log
         self.undo: Any = None  # called if the client leaves: what stops the work
 
 
@@ -161,6 +164,8 @@ class FastProtocol(HttpToolsProtocol):
         for exchange in self._waiting:
             if exchange.undo is not None:
                 exchange.undo()
+            if self.door.access_log is not None:
+                self._log(exchange, exchange.head.identity or new_request_id(), None)
         self._waiting.clear()
         self.pipeline.clear()
         super().connection_lost(exc)
@@ -174,6 +179,8 @@ class FastProtocol(HttpToolsProtocol):
             head = self.heads.get(data[:end])
             if head is not None and len(data) == end + head.body_bytes:
                 exchange = _Exchange(head)
+                if self.door.access_log is not None:
+                    exchange.started_at = time.perf_counter()
                 self._waiting.append(exchange)
                 self._begin(exchange, data[end:])
                 return
@@ -273,9 +280,12 @@ class FastProtocol(HttpToolsProtocol):
         if exchange is None:
             self._hand_over()
             return
+        if self.door.access_log is not None:
+            exchange.started_at = time.perf_counter()
         self._receiving = exchange
         self._waiting.append(exchange)
         try:
+            check_head(self.parser.get_http_version(), self.headers)
             check_token(self.headers, self.door.token)
             check_announced(self.headers, self.door.settings.max_body_bytes)
         except RequestError as err:
@@ -459,9 +469,16 @@ class FastProtocol(HttpToolsProtocol):
         while keep_alive and self._waiting and (response := self._waiting[0].response) is not None:
             exchange = self._waiting.popleft()
             keep_alive = exchange.keep_alive and response.headers.get("connection") != "close"
-            pieces.append(self._serialized(exchange, response, keep_alive=keep_alive))
+            identity = exchange.head.identity or new_request_id()
+            try:
+                pieces.append(self._serialized(exchange, response, identity, keep_alive=keep_alive))
+            except Exception as err:  # an answer that cannot be written: this request has left the queue
+                response = tell(err, exchange.head.path)
+                pieces.append(self._serialized(exchange, response, identity, keep_alive=keep_alive))
             self.server_state.total_requests += 1
             self.door.count(exchange.head.match.template, response.status)
+            if self.door.access_log is not None:
+                self._log(exchange, identity, response)
         self._active_at = self.loop.time()
         self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if not keep_alive:
@@ -474,14 +491,29 @@ class FastProtocol(HttpToolsProtocol):
         if self._stash:
             self._feed_soon()
 
-    def _serialized(self, exchange: _Exchange, response: Response, *, keep_alive: bool) -> bytes:
+    def _log(self, exchange: _Exchange, identity: str, response: Response | None) -> None:
+        """A line for the access log; without a response, the client left before it."""
+        assert self.door.access_log is not None, "asked before"
+        head = exchange.head
+        self.door.access_log.write(
+            identity=identity,
+            method=None if head is _NO_HEAD else head.method,
+            route=head.match.template,
+            status=None if response is None else response.status,
+            sent_bytes=0 if response is None or head.method == "HEAD" else len(response.body),
+            started_at=exchange.started_at or time.perf_counter(),
+            rows=0 if response is None else response.rows,
+            client=None if self.client is None else self.client[0],
+        )
+
+    def _serialized(self, exchange: _Exchange, response: Response, identity: str, *, keep_alive: bool) -> bytes:
         """Status line, headers and body, as uvicorn would write them."""
         head, body = exchange.head, response.body
         timing = "" if response.server_timing is None else f"server-timing: {response.server_timing}\r\n"
         # A 304's length would be that of the representation it does not send.
         length = f"content-length: {len(body)}\r\n" if response.status != 304 else ""
         close = "" if keep_alive or "connection" in response.headers else "connection: close\r\n"
-        last = f"{timing}{length}{close}x-request-id: {head.identity or new_request_id()}\r\n\r\n"
+        last = f"{timing}{length}{close}x-request-id: {identity}\r\n\r\n"
         first = _first_lines(response.status, response.content_type, tuple(response.headers.items()))
         defaults = self.server_state.default_headers
         if defaults is not FastProtocol._defaults_of:  # uvicorn makes a new list every second, for the date
@@ -562,7 +594,8 @@ def _first_lines(status: int, content_type: str | None, headers: tuple[tuple[str
     return STATUS_LINE[status] + head
 
 
-_NO_HEAD = _Head(resolve("GET", "/"))  # of a request whose head never came: only its place in the queue is needed
+# Of a request whose head never came: only its place in the queue is needed.
+_NO_HEAD = _Head(resolve("GET", "/")._replace(template="unknown"))
 _TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\nretry-after: 1\r\n"
     b"content-length: 20\r\nconnection: close\r\n\r\ntoo many connections"

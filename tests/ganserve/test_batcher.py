@@ -689,3 +689,60 @@ def test_counters_add_up(run):
         await batcher.close()
 
     run(scenario)
+
+
+@pytest.mark.parametrize("cost_ms", [0.0, 5.0])
+def test_a_callback_that_fails_costs_nobody_an_image(cost_ms, caplog):
+    """Whoever counts batches raises: every request is answered, also the next ones, and nothing waits."""
+
+    class Plain:
+        cheapest_rows = 4
+
+        def cost_ms(self, rows):
+            return cost_ms
+
+        def run(self, rows, labels):
+            return np.zeros((len(rows), 1, 1, 1), np.uint8)
+
+    def count(rows, seconds):
+        raise ValueError("a bug in the metrics")
+
+    async def scenario():
+        batcher = _batcher_of(Plain(), on_batch=count)
+        for _ in range(2):
+            tickets = await _submit_and_wait(batcher, [[1, 2, 3], [4, 5, 6, 7, 8], [9]])
+            assert all(ticket.pixels is not None for ticket in tickets)
+        assert batcher.queue_rows == 0
+        assert batcher.ready
+        await batcher.close()
+
+    asyncio.run(scenario())
+    assert "a bug in the metrics" in caplog.text
+
+
+def test_a_cost_that_cannot_be_told_fails_these_rows_only(caplog):
+    """An engine that fails before it runs leaves nobody waiting: its rows fail, later ones are computed."""
+
+    class Forgetful:
+        cheapest_rows = 4
+        asked = 0
+
+        def cost_ms(self, rows):
+            self.asked += 1
+            if self.asked == 1:
+                raise StopIteration
+            return 0.0
+
+        def run(self, rows, labels):
+            return np.zeros((len(rows), 1, 1, 1), np.uint8)
+
+    async def scenario():
+        batcher = _batcher_of(Forgetful())
+        (first,) = await _submit_and_wait(batcher, [[1]])
+        (second,) = await _submit_and_wait(batcher, [[1]])
+        assert isinstance(first.error, InferenceError)
+        assert second.pixels is not None
+        await batcher.close()
+
+    asyncio.run(scenario())
+    assert "a batch could not be run" in caplog.text

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from ganserve import doctor
 from ganserve.errors import ConfigError
 from ganserve.settings import Settings
 
@@ -28,6 +31,7 @@ def test_every_setting_has_its_variable():
         "GANSERVE_HEADER_TIMEOUT_MS": "125",
         "GANSERVE_MAX_CONNECTIONS": "9",
         "GANSERVE_TOKEN": "correct-horse-battery",
+        "GANSERVE_ACCESS_LOG": "true",
         "PATH": "/bin",
     }
     settings = Settings.from_env(environ)
@@ -39,6 +43,7 @@ def test_every_setting_has_its_variable():
         header_timeout_ms=125.0,
         max_connections=9,
         token="correct-horse-battery",
+        access_log=True,
         artifact="artifacts/x",
         device="cpu",
         workers=2,
@@ -142,3 +147,20 @@ def test_token_is_not_shown():
     """Whoever prints the settings does not print the token."""
     settings = Settings.from_env({"GANSERVE_TOKEN": "correct-horse-battery"})
     assert "correct" not in f"{settings} {settings!r} {settings.token}"
+
+
+def test_the_documented_table_is_this_one(monkeypatch):
+    """docs/http.md lists every setting with its default and description, in order, and the doctor prints as many."""
+    monkeypatch.setattr("os.environ", {"PATH": "/bin"})
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    documented = [line for line in page.splitlines() if line.startswith("| `GANSERVE_")]
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `GANSERVE_{name.upper()}` | {default} | {field.description} |")
+    assert documented == rows
+    printed = [(name, value) for name, value, _ in doctor.examine().settings]
+    assert printed == [
+        (f"GANSERVE_{name.upper()}", "" if field.default is None else str(field.default))
+        for name, field in Settings.model_fields.items()
+    ]

@@ -36,7 +36,7 @@ def unconditional_engine(tmp_path_factory) -> Engine:
 @pytest.fixture(scope="session")
 def context(artifact, engine) -> Context:
     """A server without a batcher, for handlers: all that they ask of it is whether it is ready."""
-    idle = types.SimpleNamespace(ready=True)
+    idle = types.SimpleNamespace(ready=True, obstacle=None)
     return Context(settings=Settings(), artifact=artifact, engine=engine, batcher=idle)
 
 

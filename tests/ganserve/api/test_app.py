@@ -350,7 +350,9 @@ class _Call:
             "method": method,
             "path": path,
             "query_string": b"",
-            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+            "headers": [
+                (name.replace("_", "-").encode(), value.encode()) for name, value in {"host": "x", **headers}.items()
+            ],
         }
 
     async def _receive(self) -> dict[str, Any]:
@@ -472,7 +474,7 @@ def test_repeated_headers_are_one_list(context, engine):
         batcher = Batcher(engine, max_batch_rows=8, max_queue_rows=8, deadline_ms=5000.0)
         door.open(dataclasses.replace(context, batcher=batcher))
         call = _Call(door, "POST", "/v1/generate", [_COMPLETE])
-        call._scope["headers"] = [(b"Accept", b"text/html"), (b"accept", b"image/png")]
+        call._scope["headers"] = [(b"host", b"x"), (b"Accept", b"text/html"), (b"accept", b"image/png")]
         await call.run()
         assert call.status == 200
         assert (b"content-type", b"image/png") in call.sent[0]["headers"]
@@ -574,7 +576,10 @@ def test_a_stuck_session_is_unready_and_recovers(serve, engine):
     with server.connect() as connection:
         _problem(connection.ask("POST", "/v1/generate", {"seed": 1}), 504, "200 ms")
         status, _, body = connection.ask("GET", "/v2/health/ready")
-        assert (status, json.loads(body)) == (503, {"ready": False})
+        assert status == 503
+        assert json.loads(body) == {"ready": False, "reason": json.loads(body)["reason"]}
+        assert "the session hangs" in json.loads(body)["reason"]
+        _problem(connection.ask("GET", "/readyz"), 503, "the session hangs")
         _problem(connection.ask("POST", "/v1/generate", {"seed": 2}), 504, "200 ms")
         server.gate.open.set()
         _good(connection, engine)
