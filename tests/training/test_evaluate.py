@@ -10,7 +10,7 @@ from ganserve.artifact import PRETRAINED, open_artifact
 from ganserve.engine import Engine
 from ganserve.errors import EvaluationError
 from ganserve.latents import draw
-from training.evaluate import Reference, fid, load_reference, quality
+from training.evaluate import Reference, load_reference, quality
 from training.evaluation.evaluator import Evaluator
 from training.evaluation.targets import labels_like
 
