@@ -174,6 +174,9 @@ def train(
     folder = data if data is not None else config.data.dir
     if folder is not None:  # absolute: the run may be resumed from another directory
         config = dataclasses.replace(config, data=DataConfig(dir=str(Path(folder).resolve())))
+    if config.log.evaluator is not None:
+        log = dataclasses.replace(config.log, evaluator=str(Path(config.log.evaluator).resolve()))
+        config = dataclasses.replace(config, log=log)
     if dry_run:
         planned = plan(config, path, device=device, resume=resume)
         print(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
@@ -189,6 +192,9 @@ def train(
     else:
         print(f"{path}: step {result.steps:,}, {result.images_seen:,} images in {result.seconds:.0f} s", end="")
         print(f" ({result.images_per_s:,.0f} images/s)" if result.images_per_s else " (nothing left to do)")
+        for episode in result.health:
+            when = f"{episode['first_step']:,} to {episode['last_step']:,}"
+            print(f"health, steps {when}: {episode['what']}; try {episode['remedy']}")
     if result.interrupted_by is not None:
         print(f"interrupted; go on with: ganserve train --run {name} --resume", file=sys.stderr)
         raise typer.Exit(128 + result.interrupted_by)

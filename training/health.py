@@ -147,21 +147,17 @@ def diagnose(
 
 
 def episodes(points: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The symptoms in the lines of metrics.jsonl, each kind once: first and last step, in how many lines, worst words.
+    """The symptoms in the lines of metrics.jsonl, each kind once, in the order in which they began.
 
     Returns:
-        Dictionaries of `name`, `first_step`, `last_step`, `lines`, `what` and `remedy` as the last line had them; in the
-        order in which they began.
+        Dictionaries of `name`, `what` and `remedy` as the last line had them, `first_step`, `last_step` and in how many
+        `lines` it was.
     """
     found: dict[str, dict[str, Any]] = {}
     for point in points:
         for symptom in point.get("health", ()):
-            known = found.setdefault(
-                symptom["name"], {"name": symptom["name"], "first_step": point["step"], "lines": 0}
-            )
-            known |= {"last_step": point["step"], "lines": known["lines"] + 1}
-            known |= {"what": symptom["what"], "remedy": symptom["remedy"]}
-            found[symptom["name"]] = known
+            known = found.setdefault(symptom["name"], {"first_step": point["step"], "lines": 0})
+            known |= symptom | {"last_step": point["step"], "lines": known["lines"] + 1}
     return list(found.values())
 
 
@@ -187,6 +183,7 @@ def _exploding(config: TrainingConfig, window: Window) -> Symptom | None:
         what=f"training explodes: losses up to {loss.max():.2g} and gradients up to {norm.max():.2g} "
         f"in {_steps(huge)} steps",
         remedy=_either(
+            (config.optimizer.discriminator_lr_share > 2, "optimizer.discriminator_lr_share=1"),
             (True, f"a lower optimizer.lr than {config.optimizer.lr:g}"),
             (config.discriminator.norm == "none" and not config.penalty.clip, "discriminator.norm=spectral"),
         ),
@@ -195,13 +192,16 @@ def _exploding(config: TrainingConfig, window: Window) -> Symptom | None:
 
 def _saturated(config: TrainingConfig, window: Window) -> Symptom | None:
     undecided = _undecided_loss(config)
+    if not undecided:
+        return None
     won = np.array(window["loss_discriminator"]) < _WON * undecided
     if won.mean() < _MOST:
         return None
     return Symptom(
         name="saturated",
-        what=f"the discriminator has won: loss {np.mean(window['loss_discriminator']):.2g} (undecided: {undecided:.2g}) "
-        f"in {_steps(won)} steps, D(real) {np.mean(window['d_real']):.3f}, D(fake) {np.mean(window['d_fake']):.3f}",
+        what=f"the discriminator has won: its loss is {np.mean(window['loss_discriminator']):.2g}, an undecided one's "
+        f"{undecided:.2g}, in {_steps(won)} steps, D(real) {np.mean(window['d_real']):.3f}, "
+        f"D(fake) {np.mean(window['d_fake']):.3f}",
         remedy=_either(*_calmer_discriminator(config)),
     )
 
@@ -252,12 +252,13 @@ def _dead_layers(gradients: Mapping[str, Mapping[str, float]]) -> Symptom | None
 
 
 def _collapsed(config: TrainingConfig, judged: Mapping[str, float], class_shares: list[float] | None) -> Symptom | None:
-    missing = [i for i, share in enumerate(class_shares or ()) if share < _RARE / len(class_shares or ())]
+    shares = class_shares or []
+    missing = [label for label, share in enumerate(shares) if share < _RARE / len(shares)]
     signs = []
     if judged["diversity"] < _ALIKE:
-        signs.append(f"two images of a class differ {judged['diversity']:.2f} times as much as real ones")
+        signs.append(f"two images of a class differ by {judged['diversity']:.0%} of what real ones do")
     if missing:
-        signs.append(f"class{'es' * (len(missing) > 1)} {', '.join(map(str, missing))} hardly ever come")
+        signs.append(f"{len(missing)} of {len(shares)} classes are missing, {max(shares):.0%} are of one")
     if not signs:
         return None
     return Symptom(
@@ -279,7 +280,7 @@ def _mislabelled(config: TrainingConfig, judged: Mapping[str, float]) -> Symptom
         name="mislabelled",
         what=f"images do not show the class that was asked for: label accuracy {accuracy:.1%}",
         remedy=_either(
-            (not config.wrong_label_weight and config.objective != "wasserstein", "wrong_label_weight=0.1"),
+            (config.objective != "wasserstein", f"wrong_label_weight={2 * config.wrong_label_weight or 0.1:g}"),
             (True, "more steps"),
         ),
     )

@@ -1,4 +1,4 @@
-"""How good a run's images are while it trains: the same latents at every checkpoint, beside images nobody trained on."""
+"""How good a run's images are while it trains: of the same latents at every checkpoint."""
 
 import dataclasses
 import functools

@@ -51,13 +51,17 @@ def sheet_png(generator: Generator, latents: Tensor, labels: Tensor | None) -> b
 
 
 def curves_png(metrics: Sequence[Mapping[str, float]], *, title: str) -> bytes:
-    """A PNG of both losses, and of what the discriminator says of real and of fake images, over the steps."""
+    """A PNG of a run over its steps: both losses, what the discriminator says of real and of fake images, and FID.
+
+    FID has a logarithmic axis, and there is none of a run that did not measure it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and only runs that get here pay it
     from matplotlib.figure import Figure
 
     steps = [point["step"] for point in metrics]
-    figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
-    losses, probabilities = figure.subplots(2, 1, sharex=True)
+    measured = [point for point in metrics if "fid" in point]
+    figure = Figure(figsize=(9, 8 if measured else 6), dpi=110, layout="constrained")
+    losses, probabilities, *rest = figure.subplots(3 if measured else 2, 1, sharex=True)
     losses.plot(steps, [point["loss_discriminator"] for point in metrics], label="discriminator", color="tab:blue")
     losses.plot(steps, [point["loss_generator"] for point in metrics], label="generator", color="tab:orange")
     losses.set(ylabel="loss", ylim=(0, None))
@@ -65,8 +69,14 @@ def curves_png(metrics: Sequence[Mapping[str, float]], *, title: str) -> bytes:
     probabilities.plot(steps, [point["d_real"] for point in metrics], label="D(real)", color="tab:green")
     probabilities.plot(steps, [point["d_fake"] for point in metrics], label="D(fake)", color="tab:red")
     probabilities.axhline(0.5, color="0.7", linewidth=1, linestyle="--")
-    probabilities.set(xlabel="step", ylabel="mean probability of real", ylim=(-0.02, 1.02))
-    for axes in (losses, probabilities):
+    probabilities.set(ylabel="mean probability of real", ylim=(-0.02, 1.02))
+    for axes in rest:
+        fids = [point["fid"] for point in measured]
+        axes.plot([point["step"] for point in measured], fids, label="FID", color="tab:purple", marker=".")
+        axes.set(ylabel="FID", yscale="log")
+    every = [losses, probabilities, *rest]
+    every[-1].set(xlabel="step")
+    for axes in every:
         axes.grid(alpha=0.3)
         axes.legend(loc="upper right")
     file = io.BytesIO()

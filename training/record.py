@@ -48,7 +48,7 @@ class Record:
         self._progress = progress
         self._watch = Watch(device, state.recent)
         self._judge = judge
-        self._shown: set[str] = set()  # names of the symptoms that were there at the last line
+        self._shown: set[str] = set()  # names of symptoms: each is said once, and the result has them all
         self._sheet_latents, self._sheet_labels = pictures.sheet_inputs(
             config.seed, config.generator.latent_dim, state.generator.num_classes, device
         )
@@ -114,7 +114,7 @@ class Record:
         for symptom in symptoms:
             if symptom.name not in self._shown:
                 self._progress.warned(str(symptom))
-        self._shown = {symptom.name for symptom in symptoms}
+                self._shown.add(symptom.name)
 
     def _measure(self, values: Mapping[str, float]) -> None:
         config, step, now = self._config, self._state.step, time.monotonic()

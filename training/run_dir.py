@@ -226,7 +226,7 @@ def remove_old_checkpoints(run: Path, keep: int, *, newest: Path) -> None:
     others = [path for path in checkpoints(run) if path != newest]
     surplus = others[: max(0, len(others) - (keep - 1))]
     if surplus:
-        best, _ = best_checkpoint(run)
+        best, _ = best_checkpoint(run)  # none is damaged but by others' hands: one has just been written
         for path in surplus:
             if path != best:
                 shutil.rmtree(path)
