@@ -174,6 +174,9 @@ def train(
     folder = data if data is not None else config.data.dir
     if folder is not None:  # absolute: the run may be resumed from another directory
         config = dataclasses.replace(config, data=DataConfig(dir=str(Path(folder).resolve())))
+    if config.log.evaluator is not None:
+        log = dataclasses.replace(config.log, evaluator=str(Path(config.log.evaluator).resolve()))
+        config = dataclasses.replace(config, log=log)
     if dry_run:
         planned = plan(config, path, device=device, resume=resume)
         print(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
@@ -189,10 +192,14 @@ def train(
     else:
         print(f"{path}: step {result.steps:,}, {result.images_seen:,} images in {result.seconds:.0f} s", end="")
         print(f" ({result.images_per_s:,.0f} images/s)" if result.images_per_s else " (nothing left to do)")
+        for episode in result.health:
+            when = f"{episode['first_step']:,} to {episode['last_step']:,}"
+            print(f"health, steps {when}: {episode['what']}; try {episode['remedy']}")
     if result.interrupted_by is not None:
         print(f"interrupted; go on with: ganserve train --run {name} --resume", file=sys.stderr)
         raise typer.Exit(128 + result.interrupted_by)
     if not as_json:
+        print(f"look: ganserve report {name}")
         print(f"next: ganserve export {name} --onnx")
 
 
@@ -444,6 +451,32 @@ def evaluate(
         mark = f"{real[worst]:.4g}" if worst in real else "-"
         table.add_row("worst class's fid", f"{per_class[worst]:.4g}", mark, f"of class {label}")
     Console(highlight=False).print(table)
+
+
+@app.command(
+    epilog="Examples:\n\n`ganserve report` — of the newest run\n\n`ganserve report quick-1 --out quick.html`",
+)
+def report(
+    run: Annotated[
+        str | None, typer.Argument(help="A run's name or path. Default: the newest in runs/.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page's file. Default: report.html in the run.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one self-contained HTML page of a run: curves, FID, samples, what went wrong, and what to try.
+
+    Also of a run that still trains.
+    """
+    from training.report import write_report
+    from training.run_dir import resolve_run
+
+    path = write_report(resolve_run(run, RUNS), out)
+    if as_json:
+        print(json.dumps({"report": str(path), "bytes": path.stat().st_size}))
+    else:
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): {path.resolve().as_uri()}")
 
 
 @app.command(

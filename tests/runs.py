@@ -32,7 +32,14 @@ def write_idx_folder(
 def make_checkpoint(root: Path, overrides: Sequence[str] = (), *, recipe: str = "quick", steps: int = 2) -> Path:
     """The checkpoint of a run of a few steps; all files lie under `root`."""
     data = write_idx_folder(root / "data")
-    tiny = ["batch_size=8", "generator.width=8", "discriminator.width=8", f"data.dir={data}", f"steps={steps}"]
+    tiny = [
+        "batch_size=8",
+        "generator.width=8",
+        "discriminator.width=8",
+        f"data.dir={data}",
+        f"steps={steps}",
+        "log.evaluate_images=0",
+    ]
     config = load_recipe(recipe, [*tiny, *overrides])
     result = train(config, root / "run", device="cpu")
     return best_checkpoint(result.run)[0]

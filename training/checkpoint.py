@@ -47,6 +47,7 @@ class CheckpointState:
     images_seen: int
     seconds: float
     metrics: dict[str, float]
+    recent: list[list[float]]
     config: TrainingConfig
     dataset: DatasetFacts
     environment: dict[str, str]
@@ -101,6 +102,7 @@ def save_checkpoint(
         "images_seen": state.step * config.images_per_step,
         "seconds": state.seconds,
         "metrics": dict(metrics),
+        "recent": state.recent,
         "config": to_dict(config),
         "dataset": dataclasses.asdict(dataset),
         "environment": environment(state.rng.device),
@@ -163,7 +165,7 @@ def restore_checkpoint(path: Path, state: TrainingState) -> CheckpointState:
         _load_rng(state.rng, _unpack(path / "rng.safetensors", files["rng.safetensors"]))
     except (KeyError, RuntimeError, TypeError) as err:
         raise CheckpointError(f"{path} is of another run: {err}") from err
-    state.step, state.seconds = saved.step, saved.seconds
+    state.step, state.seconds, state.recent = saved.step, saved.seconds, saved.recent
     return saved
 
 
@@ -203,6 +205,7 @@ def _read(path: Path) -> tuple[CheckpointState, dict[str, bytes]]:
             images_seen=content["images_seen"],
             seconds=content["seconds"],
             metrics=content["metrics"],
+            recent=content.get("recent", []),  # runs from before there was a diagnosis have none
             config=from_dict(content["config"]),
             dataset=_facts(content["dataset"]),
             environment=content["environment"],

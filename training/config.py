@@ -26,6 +26,7 @@ DISCRIMINATOR_NORMS: Final = ("none", "spectral")
 PRECISIONS: Final = ("bfloat16", "float32")
 PLAYERS: Final = ("discriminator", "generator")
 SEED_MAX: Final = 2**63 - 1  # what both TOML and torch hold
+EVALUATE_IMAGES_MIN: Final = 256  # `training.evaluate.MIN_IMAGES`, which a test holds equal
 _LIKE: Final = 0.6  # of difflib's 0 to 1: from here on two names are a slip of each other
 
 
@@ -223,16 +224,27 @@ class EmaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """How often a run says and saves what; every one of them also at the last step."""
+    """How often a run says and saves what; every one of them also at the last step.
+
+    Attributes:
+        keep_checkpoints: the latest ones that stay, beside the best.
+        evaluate_images: how many images each checkpoint's FID is of; 0 measures nothing. FID of fewer images reads
+            higher, and is less certain.
+        evaluator: the evaluator's .safetensors file; none for the packaged one, which is for MNIST alone.
+    """
 
     every_steps: int = 100
     sheet_every_steps: int = 500
     checkpoint_every_steps: int = 500
     keep_checkpoints: int = 3
+    evaluate_images: int = 5000
+    evaluator: str | None = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _between(f"log.{field.name}", getattr(self, field.name), 1, 10**9)
+        for name in ("every_steps", "sheet_every_steps", "checkpoint_every_steps", "keep_checkpoints"):
+            _between(f"log.{name}", getattr(self, name), 1, 10**9)
+        if self.evaluate_images:
+            _between("log.evaluate_images", self.evaluate_images, EVALUATE_IMAGES_MIN, 10**6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

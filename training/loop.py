@@ -20,6 +20,8 @@ from training.checkpoint import environment, restore_checkpoint, verify_checkpoi
 from training.config import TrainingConfig, differences
 from training.data import Dataset, load_dataset
 from training.device import check_precision, resolve_device, use_available_cpus
+from training.health import episodes
+from training.judge import Judge
 from training.progress import Progress, SilentProgress
 from training.record import Record
 from training.state import TrainingState, new_state
@@ -42,6 +44,7 @@ class TrainingResult:
         seconds: of training, over the whole run.
         images_per_s: over this call.
         metrics: of the last step.
+        health: what went wrong on the way (`training.health.episodes`), over the whole run.
         interrupted_by: the signal's number if SIGINT or SIGTERM ended the call early; the run can be resumed.
     """
 
@@ -52,6 +55,7 @@ class TrainingResult:
     seconds: float
     images_per_s: float
     metrics: dict[str, float]
+    health: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     interrupted_by: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +95,7 @@ def train(
         (run / "sheets").mkdir(parents=True, exist_ok=True)
         with run_dir.locked(run):
             _check_run(run, config, resume=resume)  # again: another process may have been here before the lock
+            judge = Judge(config, dataset, target) if config.log.evaluate_images else None
             state = new_state(config, dataset.facts, target)
             finished = _resume(run, state, config, dataset) if resume else None
             if finished is not None:
@@ -99,7 +104,7 @@ def train(
             logger.info("training run=%s device=%s threads=%d step=%d", run, target, threads, state.step)
             try:
                 progress.started(run=run, step=state.step, steps=config.steps)
-                return _loop(config, run, state, dataset, target, progress)
+                return _loop(config, run, state, dataset, target, progress, judge)
             finally:
                 progress.finished()
 
@@ -134,9 +139,10 @@ def _loop(
     dataset: Dataset,
     device: torch.device,
     progress: Progress,
+    judge: Judge | None,
 ) -> TrainingResult:
     turns = Turns(config, state, dataset, device)
-    record = Record(config, run, state, dataset, device, progress)
+    record = Record(config, run, state, dataset, device, progress, judge)
     first_step, seconds_before, started = state.step + 1, state.seconds, time.monotonic()
     with _signals() as received:
         for step in range(first_step, config.steps + 1):
@@ -156,6 +162,7 @@ def _loop(
         seconds=round(seconds_before + seconds, 3),
         images_per_s=round((state.step - first_step + 1) * config.images_per_step / seconds, 1),
         metrics=record.point,
+        health=episodes(run_dir.read_metrics(run)),
         interrupted_by=received.number if state.step < config.steps else None,
     )
 
@@ -209,6 +216,7 @@ def _resume(run: Path, state: TrainingState, config: TrainingConfig, dataset: Da
             seconds=round(saved.seconds, 3),
             images_per_s=0.0,
             metrics=saved.metrics,
+            health=episodes(run_dir.read_metrics(run)),
         )
     run_dir.cut_metrics(run, state.step)
     run_dir.remove_later_checkpoints(run, state.step)
@@ -219,7 +227,7 @@ def _checkpoint_to_resume(run: Path, dataset: Dataset) -> tuple[Path, str] | Non
     """The latest intact checkpoint and why it is taken, None if there is none yet; it must be of these data."""
     if not run_dir.checkpoints(run):
         return None
-    checkpoint, why = run_dir.best_checkpoint(run)
+    checkpoint, why = run_dir.latest_checkpoint(run)
     trained_on = verify_checkpoint(checkpoint).dataset  # before its weights meet networks made for other data
     if trained_on.digest != dataset.digest:
         raise RunError(

@@ -22,6 +22,9 @@ class Progress(Protocol):
     def logged(self, point: Mapping[str, float]) -> None:
         """A line of metrics.jsonl."""
 
+    def warned(self, text: str) -> None:
+        """Something has gone wrong with the run, in one line (`training.health`)."""
+
     def wrote(self, what: str, path: Path) -> None:
         """A sheet or a checkpoint is on the disk."""
 
@@ -39,6 +42,9 @@ class SilentProgress:
         """See `Progress`."""
 
     def logged(self, point: Mapping[str, float]) -> None:
+        """See `Progress`."""
+
+    def warned(self, text: str) -> None:
         """See `Progress`."""
 
     def wrote(self, what: str, path: Path) -> None:
@@ -67,6 +73,10 @@ class PlainProgress(SilentProgress):
         rate = point["images_per_s"]  # rounded: 0 where an image takes half a minute
         eta = f"{images_left / rate:.0f} s" if rate else "unknown"
         self._say(f"step {done}/{self._steps}  {rate:,.0f} images/s  eta {eta}  {_players(point)}")
+
+    def warned(self, text: str) -> None:
+        """See `Progress`."""
+        self._say(f"health: {text}")
 
     def wrote(self, what: str, path: Path) -> None:
         """See `Progress`."""
@@ -105,6 +115,10 @@ class LiveProgress(SilentProgress):
         """See `Progress`."""
         self._bar.update(self._task, numbers=f"{point['images_per_s']:,.0f} images/s  {_players(point)}")
 
+    def warned(self, text: str) -> None:
+        """See `Progress`."""
+        self._bar.console.print(f"health: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
     def wrote(self, what: str, path: Path) -> None:
         """See `Progress`."""
         if what == "sheet":
@@ -122,7 +136,8 @@ def make_progress(stream: TextIO | None = None) -> Progress:
 
 
 def _players(point: Mapping[str, float]) -> str:
-    return (
+    players = (
         f"loss D {point['loss_discriminator']:.3f} G {point['loss_generator']:.3f}  "
         f"D(real) {point['d_real']:.2f} D(fake) {point['d_fake']:.2f}"
     )
+    return f"{players}  FID {point['fid']:.3g}" if "fid" in point else players

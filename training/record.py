@@ -1,8 +1,10 @@
 """What a run writes while it trains: metrics, sheets, curves and checkpoints, each when it is due."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from training import pictures, run_dir
 from training.checkpoint import save_checkpoint
 from training.config import TrainingConfig
 from training.data import Dataset
-from training.health import Watch, check_weights
+from training.health import Watch, check_weights, diagnose, layer_gradients
+from training.judge import Judge, Judgement
 from training.progress import Progress
 from training.state import TrainingState
 
@@ -33,6 +36,7 @@ class Record:
         dataset: Dataset,
         device: torch.device,
         progress: Progress,
+        judge: Judge | None,
     ) -> None:
         self.point: dict[str, float] = {}
         self.checkpoint = run_dir.checkpoint_path(run, state.step)
@@ -42,7 +46,9 @@ class Record:
         self._dataset = dataset
         self._device = device
         self._progress = progress
-        self._watch = Watch(device)
+        self._watch = Watch(device, state.recent)
+        self._judge = judge
+        self._shown: set[str] = set()  # names of symptoms: each is said once, and the result has them all
         self._sheet_latents, self._sheet_labels = pictures.sheet_inputs(
             config.seed, config.generator.latent_dim, state.generator.num_classes, device
         )
@@ -69,17 +75,46 @@ class Record:
         if not due:
             return
         self._measure(values)
-        if log_due:
-            run_dir.append_metrics(self._run, self.point)
-            self._progress.logged(self.point)
         if sheet_due or checkpoint_due:
             check_weights(step, self._state.networks)
+        judged = None
+        if checkpoint_due and self._judge is not None:
+            judged = self._judge(self._state.shown_generator)
+            self.point |= judged.values
+        if log_due or checkpoint_due:
+            self._log(judged)
         if sheet_due:
             self._write_sheet()
         if checkpoint_due:
             self._write_checkpoint()
-        if log_due:
+        if log_due or checkpoint_due:
             self._logged_at, self._logged_step = time.monotonic(), step
+
+    def _log(self, judged: Judgement | None) -> None:
+        state = self._state
+        gradients = {
+            player: layer_gradients(network)
+            for player, network in (("generator", state.generator), ("discriminator", state.discriminator))
+        }
+        symptoms = diagnose(
+            self._config,
+            step=state.step,
+            window=self._watch.window(),
+            gradients=gradients,
+            judged=judged.values if judged else {},
+            class_shares=judged.class_shares if judged else None,
+        )
+        line: dict[str, Any] = {**self.point, "gradients": gradients}
+        if judged and judged.class_shares:
+            line["class_shares"] = judged.class_shares
+        if symptoms:
+            line["health"] = [dataclasses.asdict(one) for one in symptoms]
+        run_dir.append_metrics(self._run, line)
+        self._progress.logged(self.point)
+        for symptom in symptoms:
+            if symptom.name not in self._shown:
+                self._progress.warned(str(symptom))
+                self._shown.add(symptom.name)
 
     def _measure(self, values: Mapping[str, float]) -> None:
         config, step, now = self._config, self._state.step, time.monotonic()
@@ -103,6 +138,7 @@ class Record:
     def _write_checkpoint(self) -> None:
         run, config = self._run, self._config
         self.checkpoint = run_dir.checkpoint_path(run, self._state.step)
+        self._state.recent = self._watch.recent()
         save_checkpoint(self.checkpoint, self._state, config=config, dataset=self._dataset.facts, metrics=self.point)
         run_dir.remove_old_checkpoints(run, config.log.keep_checkpoints, newest=self.checkpoint)
         curves = pictures.curves_png(run_dir.read_metrics(run), title=run.name)

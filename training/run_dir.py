@@ -21,7 +21,7 @@ from typing import IO, Any, Final
 
 from ganserve import atomic
 from ganserve.errors import CheckpointError, ConfigError, RunError
-from training.checkpoint import checkpoint_name, checkpoint_step, verify_checkpoint
+from training.checkpoint import CheckpointState, checkpoint_name, checkpoint_step, verify_checkpoint
 from training.config import TrainingConfig, from_dict, to_dict
 
 if sys.platform == "win32":
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE: Final = "config.json"
 METRICS_FILE: Final = "metrics.jsonl"
 CURVES_FILE: Final = "curves.png"
+FID: Final = "fid"  # the metric that says which checkpoint is best
 _CHECKPOINT = re.compile(r"step-\d{8,}")
 
 
@@ -133,28 +134,68 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: checkpoint_step(path.name))
 
 
-def best_checkpoint(run: Path) -> tuple[Path, str]:
-    """The checkpoint to take, and why: the latest that is intact. Damaged ones are named in the log.
+def latest_checkpoint(run: Path) -> tuple[Path, str]:
+    """The checkpoint to resume, and why: the latest that is intact. Damaged ones are named in the log.
 
     Raises:
         RunError: the run has no checkpoint.
         CheckpointError: it has, and none is intact.
     """
+    intact, damaged = _intact_checkpoints(run)
+    path, state = intact[0]
+    return path, f"latest, step {state.step}" + (f", {damaged} damaged skipped" if damaged else "")
+
+
+def best_checkpoint(run: Path) -> tuple[Path, str]:
+    """The checkpoint to take, and why: of least FID if that was measured, otherwise the latest that is intact.
+
+    Checkpoints whose FID was measured otherwise than the latest one's, of another number of images or by another
+    evaluator, are not compared with it.
+
+    Raises:
+        RunError: the run has no checkpoint.
+        CheckpointError: it has, and none is intact.
+    """
+    intact, damaged = _intact_checkpoints(run)
+    measured = _comparable(intact)
+    if not measured:
+        path, state = intact[0]
+        why = f"latest, step {state.step}"
+    else:
+        path, state = min(measured, key=lambda one: one[1].metrics[FID])
+        images = state.config.log.evaluate_images
+        why = f"best, step {state.step}, FID {state.metrics[FID]:.4g} of {images:,} images"
+    return path, why + (f", {damaged} damaged skipped" if damaged else "")
+
+
+def _comparable(intact: list[tuple[Path, CheckpointState]]) -> list[tuple[Path, CheckpointState]]:
+    """Those whose FID can be compared with that of the first, which is the latest."""
+    log = intact[0][1].config.log
+    same = (log.evaluate_images, log.evaluator)
+    return [
+        (path, state)
+        for path, state in intact
+        if FID in state.metrics and (state.config.log.evaluate_images, state.config.log.evaluator) == same
+    ]
+
+
+def _intact_checkpoints(run: Path) -> tuple[list[tuple[Path, CheckpointState]], int]:
+    """Every intact checkpoint with what it says, the latest first, and how many are damaged; those are logged."""
     found = checkpoints(run)
     if not found:
         hint = f"ganserve train --run {shlex.quote(run.name)} --resume"
         raise RunError(f"run {run} has no checkpoint yet", hint=hint)
+    intact: list[tuple[Path, CheckpointState]] = []
     damage: list[CheckpointError] = []
     for path in reversed(found):
         try:
-            step = verify_checkpoint(path).step
+            intact.append((path, verify_checkpoint(path)))
         except CheckpointError as err:
             damage.append(err)
-            logger.warning("checkpoint skipped, using the one before it: %s", err)
-        else:
-            skipped = f", {len(damage)} damaged skipped" if damage else ""
-            return path, f"latest, step {step}{skipped}"
-    raise CheckpointError(f"run {run} has no intact checkpoint; the latest: {damage[0]}") from damage[0]
+            logger.warning("damaged checkpoint skipped: %s", err)
+    if not intact:
+        raise CheckpointError(f"run {run} has no intact checkpoint; the latest: {damage[0]}") from damage[0]
+    return intact, len(damage)
 
 
 def named_checkpoint(run: Path, name: str) -> Path:
@@ -181,10 +222,14 @@ def sheet_path(run: Path, step: int) -> Path:
 
 
 def remove_old_checkpoints(run: Path, keep: int, *, newest: Path) -> None:
-    """Removes all but `newest`, whatever its step, and the latest `keep - 1` of the others."""
+    """Removes all but `newest`, whatever its step, the latest `keep - 1` of the others, and the best."""
     others = [path for path in checkpoints(run) if path != newest]
-    for path in others[: max(0, len(others) - (keep - 1))]:
-        shutil.rmtree(path)
+    surplus = others[: max(0, len(others) - (keep - 1))]
+    if surplus:
+        best, _ = best_checkpoint(run)  # none is damaged but by others' hands: one has just been written
+        for path in surplus:
+            if path != best:
+                shutil.rmtree(path)
 
 
 def remove_later_checkpoints(run: Path, step: int) -> None:
@@ -217,7 +262,7 @@ def load_config(run: Path) -> TrainingConfig:
         raise RunError(f"{path} cannot be read: {err}") from err
 
 
-def append_metrics(run: Path, point: Mapping[str, float]) -> None:
+def append_metrics(run: Path, point: Mapping[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""
     with (run / METRICS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(point) + "\n")

@@ -25,6 +25,7 @@ class TrainingState:
     rng: torch.Generator
     step: int = 0
     seconds: float = 0.0
+    recent: list[list[float]] = dataclasses.field(default_factory=list)  # `training.health.Watch.recent`
 
     @property
     def networks(self) -> dict[str, nn.Module]:

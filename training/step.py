@@ -14,12 +14,14 @@ class DiscriminatorReport(NamedTuple):
     """Float32 scalars on the device; `loss` is without penalties, `d_*` are means of sigmoid(logit).
 
     With the cross-entropies those are probabilities of being real; with other objectives, a logit's place on a scale.
+    `logit_margin` is how much higher the mean logit of real images is than that of fakes.
     """
 
     loss: Tensor
     grad_norm: Tensor
     d_real: Tensor
     d_fake: Tensor
+    logit_margin: Tensor
 
 
 class GeneratorReport(NamedTuple):
@@ -102,6 +104,7 @@ def discriminator_step(
             grad_norm=grad_norm,
             d_real=torch.sigmoid(real_logits).mean(),
             d_fake=torch.sigmoid(fake_logits).mean(),
+            logit_margin=real_logits.mean() - fake_logits.mean(),
         )
 
 

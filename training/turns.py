@@ -63,6 +63,7 @@ class Turns:
             "loss_generator": g_report.loss,
             "d_real": d_report.d_real,
             "d_fake": d_report.d_fake,
+            "logit_margin": d_report.logit_margin,
             "grad_norm_discriminator": d_report.grad_norm,
             "grad_norm_generator": g_report.grad_norm,
         }

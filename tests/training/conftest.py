@@ -71,6 +71,7 @@ def make_config(make_data: Callable[..., Path]) -> Callable[..., TrainingConfig]
             "log.every_steps=1",
             "log.sheet_every_steps=2",
             "log.checkpoint_every_steps=2",
+            "log.evaluate_images=256",
         ]
         return load_recipe(recipe, [*tiny, *overrides])
 

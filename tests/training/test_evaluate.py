@@ -10,7 +10,7 @@ from ganserve.artifact import PRETRAINED, open_artifact
 from ganserve.engine import Engine
 from ganserve.errors import EvaluationError
 from ganserve.latents import draw
-from training.evaluate import Reference, fid, load_reference, quality
+from training.evaluate import Reference, load_reference, quality, quick_quality
 from training.evaluation.evaluator import Evaluator
 from training.evaluation.targets import labels_like
 
@@ -108,10 +108,14 @@ def test_variety_within_a_class_is_diversity():
     assert scores("real")["diversity"] == pytest.approx(1.0, abs=0.05)
 
 
-def test_fid_alone_is_the_fid_of_all():
-    """The number for a training loop is the one of the whole report."""
-    pixels, _ = real()
-    assert fid(evaluator(), reference(), pixels) == pytest.approx(scores("real")["fid"], rel=1e-9)
+def test_quick_quality_is_a_part_of_quality():
+    """The numbers for a training loop are those of the whole report; the classes' shares are those of the labels."""
+    pixels, labels = real()
+    values, class_shares = quick_quality(evaluator(), reference(), pixels, labels)
+    assert values == pytest.approx({name: scores("real")[name] for name in values}, rel=1e-9)
+    assert set(values) == {"fid", "class_distance", "diversity", "label_accuracy"}
+    assert class_shares == pytest.approx(np.bincount(labels, minlength=10) / len(labels), abs=0.01)
+    assert "label_accuracy" not in quick_quality(evaluator(), reference(), pixels)[0]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def test_curves_are_a_picture() -> None:
     point = {"step": 1, "loss_discriminator": 1.0, "loss_generator": 2.0, "d_real": 0.6, "d_fake": 0.4}
     for points in ([point], [point, point | {"step": 2}]):
         assert Image.open(io.BytesIO(curves_png(points, title="quick-1"))).size == (990, 660)
+    measured = [point | {"fid": 20.0}, point | {"step": 2}, point | {"step": 3, "fid": 0.5}]
+    assert Image.open(io.BytesIO(curves_png(measured, title="quick-1"))).size == (990, 880)
 
 
 @pytest.mark.parametrize("title", ["$\\nothing$", "\udcff", "a\nb\x00", "\u2603 \U0001f600 \u4e2d"])

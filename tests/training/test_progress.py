@@ -21,7 +21,9 @@ def tell(progress: Progress) -> None:
     progress.started(run=Path("runs/quick-1"), step=0, steps=150)
     progress.stepped(50)
     progress.logged(POINT)
+    progress.warned("gradients vanish; try less")
     progress.wrote("sheet", Path("runs/quick-1/sheets/step-00000050.png"))
+    progress.logged(POINT | {"step": 100, "fid": 0.1234})
     progress.finished()
 
 
@@ -33,7 +35,9 @@ def test_plain_lines_without_a_terminal() -> None:
     tell(progress)
     lines = stream.getvalue().splitlines()
     assert lines[1] == "step 50/150  800 images/s  eta 4 s  loss D 1.250 G 0.750  D(real) 0.55 D(fake) 0.45"
-    assert lines[2] == "sheet runs/quick-1/sheets/step-00000050.png"
+    assert lines[2] == "health: gradients vanish; try less"
+    assert lines[4].endswith("D(fake) 0.45  FID 0.123")
+    assert lines[3] == "sheet runs/quick-1/sheets/step-00000050.png"
     assert "\x1b" not in stream.getvalue()
 
 
@@ -49,6 +53,8 @@ def test_a_terminal_gets_one_live_line() -> None:
         "loss D 1.250 G 0.750",
         "D(real) 0.55 D(fake) 0.45",
         "step-00000050.png",
+        "health: gradients vanish; try less",
+        "FID 0.123",
     ):
         assert text in shown
 

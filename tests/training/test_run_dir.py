@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,7 +86,46 @@ def test_a_run_is_meant_by_name_or_by_path(tmp_path: Path) -> None:
     assert caught.value.hint == "there are quick-1, seed-1"
 
 
-def test_the_best_checkpoint_is_the_latest_intact_one(
+def measured(
+    monkeypatch: pytest.MonkeyPatch, run: Path, fids: dict[int, float | None], images: dict[int, int] | None = None
+) -> None:
+    """Makes checkpoints of these steps, each intact, with this FID of so many images (5,000 unless told)."""
+    for step in fids:
+        run_dir.checkpoint_path(run, step).mkdir(parents=True)
+
+    def verify(path: Path) -> SimpleNamespace:
+        step = int(path.name.removeprefix("step-"))
+        log = load_recipe("quick", [f"log.evaluate_images={(images or {}).get(step, 5000)}"]).log
+        metrics = {} if fids[step] is None else {"fid": fids[step]}
+        return SimpleNamespace(step=step, metrics=metrics, config=SimpleNamespace(log=log))
+
+    monkeypatch.setattr(run_dir, "verify_checkpoint", verify)
+
+
+def test_the_best_checkpoint_is_that_of_least_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it stands; a resume goes on after the latest all the same."""
+    measured(monkeypatch, tmp_path, {10: 3.0, 20: 0.25, 30: 0.5})
+    best, why = run_dir.best_checkpoint(tmp_path)
+    assert (best.name, why) == ("step-00000020", "best, step 20, FID 0.25 of 5,000 images")
+    assert run_dir.latest_checkpoint(tmp_path)[0].name == "step-00000030"
+
+
+def test_fids_that_were_measured_otherwise_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fewer images it reads higher; and where the latest has none, the latest it is."""
+    measured(monkeypatch, tmp_path / "a", {10: 0.1, 20: 0.4, 30: 0.5}, images={10: 50_000})
+    assert run_dir.best_checkpoint(tmp_path / "a")[0].name == "step-00000020"
+    measured(monkeypatch, tmp_path / "b", {10: 0.1, 20: None}, images={20: 0})
+    assert run_dir.best_checkpoint(tmp_path / "b")[1] == "latest, step 20"
+
+
+def test_the_best_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the latest ones that are kept, however long ago it was."""
+    measured(monkeypatch, tmp_path, {10: 3.0, 20: 0.25, 30: 0.5, 40: 0.6, 50: 0.3})
+    run_dir.remove_old_checkpoints(tmp_path, 2, newest=run_dir.checkpoint_path(tmp_path, 50))
+    assert [path.name for path in run_dir.checkpoints(tmp_path)] == ["step-00000020", "step-00000040", "step-00000050"]
+
+
+def test_without_fid_the_latest_intact_checkpoint_is_the_best(
     make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A damaged one is named in the log and the one before it is used; with none intact, that is the error."""
@@ -129,17 +169,17 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
     ]
 
 
-def test_the_newest_checkpoint_is_never_pruned(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_never_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was just written stays, whatever steps are beside it; the rest of `keep` are the latest of the others."""
-    for step in (10, 20, 30, 40):
-        run_dir.checkpoint_path(tmp_path, step).mkdir(parents=True)
+    measured(monkeypatch, tmp_path, {10: None, 20: None, 30: None, 40: None})
     newest = run_dir.checkpoint_path(tmp_path, 20)
     run_dir.remove_old_checkpoints(tmp_path, 9, newest=newest)
     assert len(run_dir.checkpoints(tmp_path)) == 4
     run_dir.remove_old_checkpoints(tmp_path, 2, newest=newest)
     assert [path.name for path in run_dir.checkpoints(tmp_path)] == ["step-00000020", "step-00000040"]
-    run_dir.remove_old_checkpoints(tmp_path, 1, newest=newest)
-    assert run_dir.checkpoints(tmp_path) == [newest]
+    latest = run_dir.checkpoint_path(tmp_path, 40)
+    run_dir.remove_old_checkpoints(tmp_path, 1, newest=latest)
+    assert run_dir.checkpoints(tmp_path) == [latest]
 
 
 def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:

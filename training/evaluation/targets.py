@@ -14,6 +14,7 @@ from ganserve.errors import EvaluationError
 from training.checkpoint import load_generator
 from training.data import Dataset
 from training.evaluation.classifier import Labels, Pixels
+from training.models import Generator
 from training.pictures import render
 
 _CHUNK_ROWS = 250
@@ -50,16 +51,22 @@ def checkpoint_images(checkpoint: Path, test: Dataset, count: int, seed: int) ->
             hint="pass --data DIR and --evaluator FILE of the data it was trained on",
         )
     labels = None if network.num_classes is None else labels_like(test, count, seed)
+    pixels = draw_images(network, labels, count, seed, device=torch.device("cpu"))
+    return Images(pixels=pixels, labels=labels, source=f"{checkpoint}, seed {seed}")
+
+
+def draw_images(network: Generator, labels: Labels | None, count: int, seed: int, *, device: torch.device) -> Pixels:
+    """The pixels uint8 [count, H, W, C] that a generator on `device` makes of the latents of `seed`."""
     rows, _ = latents.draw(seed, count, network.latent_dim)
     pixels = [
         render(
             network,
-            torch.from_numpy(rows[start : start + _CHUNK_ROWS]),
-            None if labels is None else torch.from_numpy(labels[start : start + _CHUNK_ROWS]),
+            torch.from_numpy(rows[start : start + _CHUNK_ROWS]).to(device),
+            None if labels is None else torch.from_numpy(labels[start : start + _CHUNK_ROWS]).to(device),
         )
         for start in range(0, count, _CHUNK_ROWS)
     ]
-    return Images(pixels=np.concatenate(pixels), labels=labels, source=f"{checkpoint}, seed {seed}")
+    return np.concatenate(pixels)
 
 
 def read_npz(path: Path, count: int, seed: int) -> Images:
