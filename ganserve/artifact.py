@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ganserve import atomic, store
+from ganserve import atomic, onnx_reader, store
 from ganserve.errors import ArtifactError, NoArtifactError
 from ganserve.latents import SAMPLER
 
@@ -249,6 +249,20 @@ class Artifact:
             )
         return content
 
+    def read_onnx(self, name: str) -> tuple[bytes, onnx_reader.Model]:
+        """The bytes of a listed ONNX file, fit for ONNX Runtime to open, and what is in them.
+
+        Raises:
+            ArtifactError: as of `read`; or not ONNX, or more than a generator (see `onnx_reader.read_model`), or of
+                another precision than the file's name says.
+        """
+        content = self.read(name)
+        model = onnx_reader.read_model(content, str(self.path / name))
+        expected = "float16" if name == ONNX_FLOAT16 else "float32"
+        if model.precision != expected:
+            raise ArtifactError(f"{self.path / name} must have {expected} weights, got {model.precision}")
+        return content, model
+
     def read_golden(self) -> Golden:
         """The golden images, with the shapes that the manifest promises.
 
@@ -456,4 +470,4 @@ def _read_plain(path: Path, *, limit: int) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         if status.st_size > limit:
             raise ArtifactError(f"{path} has {status.st_size} bytes, at most {limit} are expected")
-        return file.read(limit + 1)
+        return file.read(min(limit, status.st_size) + 1)  # what was not there a moment ago is one byte too many
