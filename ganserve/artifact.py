@@ -129,7 +129,7 @@ class ParityResult(_Strict):
 
 
 class GraphSpec(_Strict):
-    """An ONNX file's graph, and what a GPU makes of it: see exporters.fitness."""
+    """An ONNX file's graph, and what a GPU makes of it: see ganserve.fitness."""
 
     opset: int = Field(ge=1)
     nodes: int = Field(ge=1)

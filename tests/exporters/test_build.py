@@ -12,13 +12,14 @@ from PIL import Image
 
 from exporters import build as build_module
 from exporters.build import Step, build_artifact
-from exporters.onnx_export import OPSETS
-from exporters.parity import BATCH_ROWS, LIMITS, probes, pytorch_images, pytorch_pixels
+from exporters.parity import probes, pytorch_images, pytorch_pixels
 from exporters.torchscript_export import METADATA_FILE
 from ganserve import imaging
 from ganserve.artifact import CARD, GOLDEN, ONNX, ONNX_FLOAT16, ONNX_IMAGES, SAMPLES, TORCHSCRIPT, open_artifact
 from ganserve.engine import Engine
 from ganserve.errors import ArtifactError, CheckpointError, ExportError, ParityError
+from ganserve.fitness import OPSETS
+from ganserve.proof import BATCH_ROWS, LIMITS
 from tests.runs import make_checkpoint, write_idx_folder
 from training.checkpoint import load_generator
 
