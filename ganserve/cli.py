@@ -547,6 +547,46 @@ def inspect(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> N
     Console(highlight=False).print(_parity_table(found))
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "`ganserve verify` — what would be served\n\n"
+    "`ganserve verify artifacts/quick-1 --json`\n\n"
+    "`ganserve verify bento:mnist` — from BentoML's model store"
+)
+def verify(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> None:
+    """Prove an artifact again on this machine: every check of export that needs no torch.
+
+    Checks that cannot be made here are listed with the reason. Exit code 1 if one fails.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ganserve.verify import verify as verify_artifact
+
+    console = Console(stderr=True, highlight=False)
+    with console.status("verifying") as status:
+        found = verify_artifact(
+            None if artifact is None else str(artifact),
+            on_check=lambda check: status.update(f"verifying {escape(check.file)}"),
+        )
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        marks = {"pass": "[green]✓[/]", "fail": "[red]✗ fails[/]", "skip": "[yellow]- skipped[/]"}
+        table = Table("file", "check", "result", "figure")
+        for index, check in enumerate(found.checks):
+            repeated = index > 0 and found.checks[index - 1].file == check.file
+            file = "" if repeated else escape(check.file)
+            table.add_row(file, check.name, marks[check.result], escape(check.detail))
+        print(f"{found.path} ({found.reason}) {found.digest or ''}".rstrip())
+        Console(highlight=False).print(table)
+        passed, failed, skipped = (found.count(result) for result in ("pass", "fail", "skip"))
+        print(f"{passed} checks passed, {failed} failed, {skipped} could not be made here, in {found.seconds:.1f} s")
+    if not found.passed:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: `ganserve doctor --json`")
 def doctor(as_json: JsonOption = False) -> None:
     """Find out what works on this machine: versions, providers, threads, settings, and what would be served.

@@ -259,7 +259,7 @@ def _open_session(
     """A session, its provider, why that one, and the precision of its graph."""
     on_cpu: str = "float32" if precision == "auto" else precision
     if device == "cpu":
-        return _cpu_session(artifact.read_onnx(_GRAPHS[on_cpu])[0], threads), CPU, "asked for", on_cpu
+        return cpu_session(artifact.read_onnx(_GRAPHS[on_cpu])[0], threads), CPU, "asked for", on_cpu
     obstacle = cuda_obstacle()
     if obstacle is None:
         has_float16 = ONNX_FLOAT16 in artifact.manifest.files
@@ -275,7 +275,7 @@ def _open_session(
             f"CUDA was requested but cannot be used: {obstacle}",
             hint="install the NVIDIA driver and ganserve[cuda], or set GANSERVE_DEVICE=auto (--device auto)",
         )
-    return _cpu_session(artifact.read_onnx(_GRAPHS[on_cpu])[0], threads), CPU, f"no CUDA: {obstacle}", on_cpu
+    return cpu_session(artifact.read_onnx(_GRAPHS[on_cpu])[0], threads), CPU, f"no CUDA: {obstacle}", on_cpu
 
 
 def cuda_obstacle() -> str | None:
@@ -306,7 +306,12 @@ def _cuda_session(graph: bytes, device_id: int) -> onnxruntime.InferenceSession:
     return session
 
 
-def _cpu_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+def cpu_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A session on the CPU, with the options that serve.
+
+    Raises:
+        EngineError: ONNX Runtime cannot open the graph.
+    """
     options = _session_options()
     options.intra_op_num_threads = threads
     # Idle threads that spin take the core that the event loop needs.

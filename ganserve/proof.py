@@ -8,12 +8,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from ganserve import imaging, latents
 from ganserve.artifact import ONNX, ONNX_FLOAT16, ONNX_IMAGES, TORCHSCRIPT, ParityResult
-from ganserve.engine import CPU
-from ganserve.errors import ParityError
+from ganserve.engine import cpu_session
+from ganserve.errors import InferenceError, ParityError
 
 Latents = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -53,7 +52,7 @@ LABEL_PROBES = 16  # latents that get one label after the other
 MAX_EXTREME_SHARE = 0.999  # of pixels that are black or white; of MNIST's own, 0.82 are
 
 _SEED = 20_260_101  # of the probes; any seed would do, a fixed one makes a failure repeatable
-_MAX_LABELS = 64  # that are tried: a model may have thousands
+MAX_LABELS = 64  # that are tried: a model may have thousands
 
 
 def probes(latent_dim: int, num_classes: int | None, count: int = PROBES) -> tuple[Latents, Labels | None]:
@@ -180,7 +179,7 @@ def prove_labels(format: str, run: Runner, rows: Latents, num_classes: int) -> N
     """
     rows = rows[:LABEL_PROBES]
     seen: dict[bytes, int] = {}
-    for label in range(min(num_classes, _MAX_LABELS)):
+    for label in range(min(num_classes, MAX_LABELS)):
         pixels = run(rows, np.full(len(rows), label, dtype=np.int64))
         twin = seen.setdefault(pixels.tobytes(), label)
         if twin != label:
@@ -271,14 +270,18 @@ def open_images(content: bytes, threads: int = 1) -> Callable[[Latents, Labels |
     Args:
         content: an ONNX file that was read by `onnx_reader`.
         threads: of the session.
+
+    Raises:
+        EngineError: ONNX Runtime cannot open it; and what is returned, an InferenceError where it cannot run it.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(content, options, providers=[CPU])
+    session = cpu_session(content, threads)
 
     def run(rows: Latents, labels: Labels | None) -> Images:
         feeds = {"latents": rows} if labels is None else {"latents": rows, "labels": labels}
-        return np.asarray(session.run(["images"], feeds)[0])
+        try:
+            return np.asarray(session.run(["images"], feeds)[0])
+        except Exception as err:  # ONNX Runtime raises its own unrelated classes, one per status code
+            raise InferenceError(f"{ONNX_IMAGES} fails on {len(rows)} rows: {err}") from err
 
     return run
 
