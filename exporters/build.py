@@ -14,24 +14,8 @@ import onnxruntime
 import torch
 
 from exporters import document
-from exporters.fitness import describe, fitness
 from exporters.onnx_export import OPSET, check_opset, export_onnx
-from exporters.parity import (
-    RERUN_ROWS,
-    Images,
-    Labels,
-    Latents,
-    Pixels,
-    Runner,
-    pixels_of,
-    probes,
-    prove,
-    prove_images,
-    prove_labels,
-    prove_same,
-    pytorch_images,
-    run_in_batches,
-)
+from exporters.parity import probes, pytorch_images
 from exporters.torchscript_export import export_torchscript, load_torchscript
 from exporters.wrapper import ExportedGenerator
 from ganserve import __version__
@@ -58,14 +42,31 @@ from ganserve.artifact import (
     signature_of,
     write_artifact,
 )
-from ganserve.engine import CPU, Engine, Precision
+from ganserve.engine import Engine, Precision
 from ganserve.errors import ExportError, GoldenMismatchError, ParityError
+from ganserve.fitness import describe, fitness
 from ganserve.latents import SAMPLER
+from ganserve.onnx_reader import read_model
+from ganserve.proof import (
+    RERUN_ROWS,
+    THREADS,
+    Labels,
+    Latents,
+    Pixels,
+    Runner,
+    as_pixels,
+    open_images,
+    pixels_of,
+    prove,
+    prove_images,
+    prove_labels,
+    prove_same,
+    run_in_batches,
+)
 from training.checkpoint import TrainedGenerator, load_generator
 
 GOLDEN_ROWS = 32
 SAMPLE_COLUMNS = 10
-THREADS = 2  # of the second session that each ONNX file is run in: their number must make no difference
 
 _MNIST_DIGEST = "13ac2e4806765d408110b8374885bda339ed9a0e43e088b6cc249b4fcee92259"  # of the packaged training images
 _CAPTIONS = {ONNX: "ONNX", ONNX_FLOAT16: "ONNX float16", ONNX_IMAGES: "ONNX float", TORCHSCRIPT: "TorchScript"}
@@ -133,7 +134,7 @@ def build_artifact(
     graphs: dict[str, GraphSpec] = {}
     for file, variant in variants.items():
         files[file] = export_onnx(variant, metadata, opset)
-        graphs[file] = graph = fitness(file, files[file])
+        graphs[file] = graph = fitness(file, read_model(files[file], file))
         on_step(Step("onnx", f"{file} {_kib(files[file])}, {graph.nodes} nodes, opset {graph.opset}"))
     on_step(Step("gpu", describe(graphs[ONNX])))
     if torchscript:
@@ -157,7 +158,7 @@ def build_artifact(
             prove_labels(file, run, rows, network.num_classes)
         error = None
         if file == ONNX_IMAGES:
-            error = prove_images(file, _images_session(files[file])(rows, labels), images)
+            error = prove_images(file, open_images(files[file])(rows, labels), images)
             results = [result.model_copy(update={"max_abs_error": error}) for result in results]
         parity += results
         shown[_CAPTIONS[file]] = run(rows[:SAMPLE_COLUMNS], _first(labels, SAMPLE_COLUMNS))
@@ -237,8 +238,8 @@ def _open_candidates(
     value_range = trained.network.value_range
     if ONNX_IMAGES in files:
         runners[ONNX_IMAGES] = (
-            _as_pixels(_images_session(files[ONNX_IMAGES]), value_range),
-            _as_pixels(_images_session(files[ONNX_IMAGES], THREADS), value_range),
+            as_pixels(open_images(files[ONNX_IMAGES]), value_range),
+            as_pixels(open_images(files[ONNX_IMAGES], THREADS), value_range),
         )
     if TORCHSCRIPT in files:
         runners[TORCHSCRIPT] = (_torchscript_runner(files[TORCHSCRIPT]), None)
@@ -256,23 +257,6 @@ def _open_engine(candidate: Artifact, file: str, precision: Precision, threads: 
             max_abs_diff=err.max_abs_diff,
             differing_share=err.differing_share,
         ) from err
-
-
-def _images_session(content: bytes, threads: int = 1) -> Callable[[Latents, Labels | None], Images]:
-    """The graph that returns float images; the engine serves pixels alone, so this is a plain session."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(content, options, providers=[CPU])
-
-    def run(rows: Latents, labels: Labels | None) -> Images:
-        feeds = {"latents": rows} if labels is None else {"latents": rows, "labels": labels}
-        return np.asarray(session.run(["images"], feeds)[0])
-
-    return run
-
-
-def _as_pixels(run: Callable[[Latents, Labels | None], Images], value_range: tuple[float, float]) -> Runner:
-    return lambda rows, labels: pixels_of(run(rows, labels), value_range)
 
 
 def _torchscript_runner(content: bytes) -> Runner:

@@ -564,20 +564,71 @@ def _artifact_images(path: Path, test: Any, count: int, seed: int) -> Any:
 
 @app.command(epilog="Example: `ganserve inspect artifacts/quick-1 --json`")
 def inspect(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> None:
-    """Show what an artifact is, where it is from and what was proven; every file's digest is checked."""
+    """Show what an artifact is, where it is from, what was proven, and what an image costs on this machine.
+
+    Every file's digest is checked. `ganserve verify` proves the rest again.
+    """
     from rich.console import Console
 
     from ganserve.artifact import find_artifact
+    from ganserve.inspection import inspect_graphs
 
     found, reason = find_artifact(artifact)
     found.verify()
+    graphs = inspect_graphs(found)
     if as_json:
-        print(json.dumps(_summary(found) | {"manifest": found.manifest.model_dump(mode="json")}, indent=2))
+        about = {"graphs": [dataclasses.asdict(facts) for facts in graphs]}
+        print(json.dumps(_summary(found) | about | {"manifest": found.manifest.model_dump(mode="json")}, indent=2))
         return
     print(f"{found.path} ({reason}): every file is what was exported")
     for key, value in _artifact_lines(found):
         print(f"{key:<10} {value}")
-    Console(highlight=False).print(_parity_table(found))
+    console = Console(highlight=False)
+    console.print(_graph_table(graphs))
+    for facts in graphs:
+        for note in facts.notes:
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
+    console.print(_parity_table(found))
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`ganserve verify` — what would be served\n\n"
+    "`ganserve verify artifacts/quick-1 --json`\n\n"
+    "`ganserve verify bento:mnist` — from BentoML's model store"
+)
+def verify(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> None:
+    """Prove an artifact again on this machine: every check of export that needs no torch.
+
+    Checks that cannot be made here are listed with the reason. Exit code 1 if one fails.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ganserve.verify import verify as verify_artifact
+
+    console = Console(stderr=True, highlight=False)
+    with console.status("verifying") as status:
+        found = verify_artifact(
+            None if artifact is None else str(artifact),
+            on_check=lambda check: status.update(f"verifying {escape(check.file)}"),
+        )
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        marks = {"pass": "[green]✓[/]", "fail": "[red]✗ fails[/]", "skip": "[yellow]- skipped[/]"}
+        table = Table("file", "check", "result", "figure")
+        for index, check in enumerate(found.checks):
+            repeated = index > 0 and found.checks[index - 1].file == check.file
+            file = "" if repeated else escape(check.file)
+            table.add_row(file, check.name, marks[check.result], escape(check.detail))
+        print(f"{found.path} ({found.reason}) {found.digest or ''}".rstrip())
+        Console(highlight=False).print(table)
+        passed, failed, skipped = (found.count(result) for result in ("pass", "fail", "skip"))
+        print(f"{passed} checks passed, {failed} failed, {skipped} could not be made here, in {found.seconds:.1f} s")
+    if not found.passed:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: `ganserve doctor --json`")
@@ -655,6 +706,24 @@ def _artifact_lines(artifact: Any) -> list[tuple[str, str]]:
         *(("training", f"{key} = {value:.6g}") for key, value in sorted(manifest.training.items())),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))),
     ]
+
+
+def _graph_table(graphs: list[Any]) -> "Table":
+    from rich.table import Table
+
+    columns = ("format", "bytes", "nodes", "multiply-adds", "us/image at batch")
+    table = Table(*columns, title="an image's cost on this CPU, 1 thread")
+    for facts in graphs:
+        operators = ", ".join(f"{count} {name}" for name, count in facts.operators.items())
+        times = "\n".join(f"{rows:>3}: {time:,.1f}" for rows, time in (facts.us_per_image or {}).items())
+        table.add_row(
+            facts.file,
+            f"{facts.bytes:,}",
+            f"{sum(facts.operators.values())}: {operators}",
+            "-" if facts.multiply_adds is None else f"{facts.multiply_adds:,}",
+            times or "-",
+        )
+    return table
 
 
 def _parity_table(artifact: Any) -> "Table":

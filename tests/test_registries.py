@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from exporters.onnx_export import export_onnx
-from exporters.parity import probes, prove, pytorch_pixels
+from exporters.parity import probes, pytorch_pixels
 from exporters.torchscript_export import export_torchscript, load_torchscript
 from exporters.wrapper import ExportedGenerator
 from ganserve.artifact import ONNX
+from ganserve.proof import prove
 from training.config import (
     ACTIVATIONS,
     DISCRIMINATOR_NORMS,

@@ -174,20 +174,33 @@ def test_golden_tolerance_is_one_level_on_a_thousandth(tmp_path, levels, pixels,
         assert (caught.value.max_abs_diff, caught.value.differing_share) == (levels, pixels / 1024)
 
 
+def graph_without_its_first_node() -> bytes:
+    """A graph that is well-formed and not valid: a node's input comes from nowhere."""
+    model = onnx.load_from_string(make_graph(4, 3, 8, 8))
+    del model.graph.node[0]
+    return model.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
         (make_graph(5, 3, 8, 8), "the graph's inputs are"),
         (make_graph(4, None, 8, 8), "the graph's inputs are"),
         (make_graph(4, 3, 8, 9), "the graph's outputs are"),
-        (b"not a graph", "ONNX Runtime cannot open the graph"),
-        (b"", "ONNX Runtime cannot open the graph"),
+        (graph_without_its_first_node(), "ONNX Runtime cannot open the graph"),
     ],
-    ids=["latent_dim", "labels", "width", "no graph", "empty"],
+    ids=["latent_dim", "labels", "width", "first node"],
 )
 def test_graph_that_is_not_what_the_manifest_says_is_refused(tmp_path, graph, message):
     """Inputs and outputs of the graph must be the manifest's."""
     with pytest.raises(EngineError, match=message):
+        Engine(_with(tmp_path / "a", graph=graph), device="cpu")
+
+
+@pytest.mark.parametrize("graph", [b"not a graph", b""], ids=["no graph", "empty"])
+def test_what_is_not_onnx_is_refused(tmp_path, graph):
+    """What is no ONNX file at all does not reach ONNX Runtime."""
+    with pytest.raises(ArtifactError, match=r"generator\.onnx is not an ONNX model"):
         Engine(_with(tmp_path / "a", graph=graph), device="cpu")
 
 
