@@ -16,6 +16,7 @@ import torch
 from exporters import document
 from exporters.onnx_export import OPSET, check_opset, export_onnx
 from exporters.parity import probes, pytorch_images
+from exporters.quality import Quality, measure_quality
 from exporters.torchscript_export import export_torchscript, load_torchscript
 from exporters.wrapper import ExportedGenerator
 from ganserve import __version__
@@ -113,6 +114,7 @@ def build_artifact(
         CheckpointError: the checkpoint is missing or damaged.
         ExportError: the generator cannot be exported.
         ParityError: it was, and computes something else. Nothing is written.
+        QualityError: it was, and its images are worse. Nothing is written.
         ArtifactError: `out` is taken or cannot be written.
     """
     out = out.resolve() if out.name in ("", "..") else out  # "." has no name to put a temporary neighbour beside
@@ -164,12 +166,15 @@ def build_artifact(
         shown[_CAPTIONS[file]] = run(rows[:SAMPLE_COLUMNS], _first(labels, SAMPLE_COLUMNS))
         on_step(Step("parity", _told(file, results, len(rows))))
 
+    alone = {file: run for file, (run, _) in runners.items()}
+    quality = measure_quality(trained, alone, lambda text: on_step(Step("quality", text))) or None
+
     run = runners[ONNX][0]
     golden = Golden(latents=golden.latents, labels=golden.labels, pixels=run(golden.latents, golden.labels))
     prove_same(ONNX, run, golden.pixels, golden.latents, golden.labels, "golden images are not replayed")
     files[GOLDEN] = golden.to_bytes()
     files[SAMPLES] = document.samples_png(shown)
-    manifest = _manifest(trained, name, run_name, files, tuple(parity), graphs)
+    manifest = _manifest(trained, name, run_name, files, tuple(parity), graphs, quality)
     sizes = {file: len(content) for file, content in files.items()}
     files[CARD] = document.model_card(manifest, sizes)
     manifest = manifest.model_copy(update={"files": entries(files)})
@@ -228,7 +233,7 @@ def _open_candidates(
     contents = {**files, GOLDEN: golden.to_bytes()}
     with tempfile.TemporaryDirectory(prefix="ganserve-export-") as scratch:
         candidate = write_artifact(
-            Path(scratch) / "candidate", _manifest(trained, name, "candidate", contents, (), None), contents
+            Path(scratch) / "candidate", _manifest(trained, name, "candidate", contents, (), None, None), contents
         )
         precisions: dict[str, Precision] = {ONNX: "float32", ONNX_FLOAT16: "float16"}
         for file, precision in precisions.items():
@@ -280,6 +285,7 @@ def _manifest(
     files: dict[str, bytes],
     parity: tuple[ParityResult, ...],
     graphs: dict[str, GraphSpec] | None,
+    quality: Quality | None,
 ) -> Manifest:
     dataset, network = trained.dataset, trained.network
     shape = (dataset.height, dataset.width, dataset.channels)
@@ -313,6 +319,7 @@ def _manifest(
         training={key: float(value) for key, value in trained.metrics.items()},
         parity=parity,
         graphs=graphs,
+        quality=quality,
         created_at=datetime.datetime.now(datetime.UTC),
         versions={
             "ganserve": __version__,
