@@ -440,16 +440,17 @@ def evaluate(
         print(json.dumps(about | {"quality": found, "real": real}))
         return
     print(f"{images.source}: {len(images.pixels):,} images beside the test split of {reference.test.name}")
-    table = Table("metric", "value", "real images", "what it says")
+    table = Table("metric", "value", "real images", "verdict", "what it is")
     for name, value in found.items():
         if not name.startswith("fid_class_"):
-            table.add_row(name, f"{value:.4g}", f"{real[name]:.4g}", evaluation.MEANINGS[name])
+            verdict = evaluation.verdict(name, value, real[name])
+            table.add_row(name, f"{value:.4g}", f"{real[name]:.4g}", verdict, evaluation.MEANINGS[name])
     per_class = {name: value for name, value in found.items() if name.startswith("fid_class_")}
     if per_class:
         worst = max(per_class, key=lambda name: per_class[name])
         label = judge.facts.class_names[int(worst.removeprefix("fid_class_"))]
         mark = f"{real[worst]:.4g}" if worst in real else "-"
-        table.add_row("worst class's fid", f"{per_class[worst]:.4g}", mark, f"of class {label}")
+        table.add_row("worst class's fid", f"{per_class[worst]:.4g}", mark, f"class {label}", "")
     Console(highlight=False).print(table)
 
 
