@@ -81,7 +81,7 @@ def outcome(
     result = train(dataclasses.replace(config, steps=steps, log=log), folder / config.recipe)
     cpu_s = time.process_time() - started
     checkpoint, _ = best_checkpoint(result.run)
-    images = checkpoint_images(checkpoint, reference.test, IMAGES, seed=0)
+    images = checkpoint_images(checkpoint, reference.train, reference.test, IMAGES, seed=0)
     quality, _ = quick_quality(evaluator, reference, images.pixels, images.labels)
     parameters = sum(one.numel() for one in load_generator(checkpoint).network.parameters())
     return Outcome(steps, cpu_s, result.images_seen / result.seconds, parameters, quality)

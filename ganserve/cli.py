@@ -384,7 +384,7 @@ def sample(
 @app.command(
     epilog="Examples:\n\n"
     "`ganserve evaluate quick-1` — a run's best checkpoint\n\n"
-    "`ganserve evaluate artifacts/quick-1` — an artifact, through ONNX Runtime\n\n"
+    "`ganserve evaluate artifacts/quick-1` — an artifact, through ONNX Runtime; so is `bento:NAME`\n\n"
     "`ganserve evaluate digits.npz` — what `ganserve sample --out digits.npz` wrote; a folder of PNGs too"
 )
 def evaluate(
@@ -409,28 +409,16 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
+    from ganserve.judged import find_images
     from training import evaluate as evaluation
-    from training.evaluation import targets
     from training.evaluation.evaluator import Evaluator
-    from training.run_dir import best_checkpoint, resolve_run
 
     judge = Evaluator.load(evaluator)
     console = Console(stderr=True, highlight=False)
     with console.status("reading the data set"):
         reference = evaluation.load_reference(judge, data)
-    path = Path(target) if target is not None else None
     with console.status("making images"):
-        if path is not None and path.suffix == ".npz":
-            images = targets.read_npz(path, n, seed)
-        elif path is not None and (path / "manifest.json").is_file():
-            images = _artifact_images(path, reference.test, n, seed)
-        elif path is not None and (path / "state.json").is_file():
-            images = targets.checkpoint_images(path, reference.test, n, seed)
-        elif path is not None and next(path.glob("*.png"), None) and not (path / "config.json").exists():
-            images = targets.read_folder(path, n, seed, channels=judge.facts.image_shape[2])
-        else:
-            checkpoint, _ = best_checkpoint(resolve_run(target, RUNS))
-            images = targets.checkpoint_images(checkpoint, reference.test, n, seed)
+        images = find_images(target, judge, reference, n, seed, runs=RUNS)
     evaluation.check_images(judge, images.pixels, images.labels)
     with _stages(console) as report:
         found = evaluation.quality(judge, reference, images.pixels, images.labels, report=report)
@@ -534,33 +522,6 @@ def _stages(console: Any) -> Iterator[Any]:
             bar.update(task, completed=done)
 
         yield report
-
-
-def _artifact_images(path: Path, test: Any, count: int, seed: int) -> Any:
-    """An artifact's images through the engine that serves them; labels as frequent as in the test split."""
-    import numpy as np
-
-    from ganserve import latents
-    from ganserve.artifact import open_artifact
-    from ganserve.engine import Engine
-    from ganserve.errors import EvaluationError
-    from training.evaluation.targets import Images, labels_like
-
-    artifact = open_artifact(path)
-    manifest = artifact.manifest
-    if manifest.num_classes not in (None, test.num_classes):
-        raise EvaluationError(
-            f"{path} makes {manifest.num_classes} classes, and {test.name} has {test.num_classes}",
-            hint="pass --data DIR and --evaluator FILE of the data it was trained on",
-        )
-    engine = Engine(artifact, device="cpu")
-    labels = None if manifest.num_classes is None else labels_like(test, count, seed)
-    rows, _ = latents.draw(seed, count, manifest.latent.dim)
-    pixels = [
-        engine.run(rows[start : start + 256], None if labels is None else labels[start : start + 256])
-        for start in range(0, count, 256)
-    ]
-    return Images(pixels=np.concatenate(pixels), labels=labels, source=f"{path} (CPU), seed {seed}")
 
 
 @app.command(epilog="Example: `ganserve inspect artifacts/quick-1 --json`")
