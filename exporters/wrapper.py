@@ -32,6 +32,9 @@ class ExportedGenerator(nn.Module):
         self.generator = fold_normalizations(generator)
         self.dtype = torch.float16 if float16 else torch.float32
         self.generator.to(self.dtype)
+        for module in self.generator.modules():
+            if isinstance(module, (nn.ReLU, nn.LeakyReLU)):
+                module.inplace = False  # on a cropped image, that is exported as a scatter with computed indices
         self.pixels = pixels
         self.latent_dim = generator.latent_dim
         self.num_classes = generator.num_classes

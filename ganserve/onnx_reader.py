@@ -17,7 +17,7 @@ from ganserve.errors import ArtifactError
 
 MAX_FIELDS: Final = 200_000  # half a second's work; a generator has thousands
 _MAX_RANK: Final = 16
-_MAX_INTEGERS: Final = 64  # of a tensor whose values are kept: shapes and axes, not weights
+_MAX_VALUES: Final = 64  # of a tensor whose values are kept: shapes, axes and scales, not weights
 
 _VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5
 _Content = int | memoryview
@@ -143,6 +143,7 @@ class _Type(NamedTuple):
     field: str
 
 
+_FLOAT, _INT64 = 1, 7
 _TYPES: Final = {
     1: _Type("float32", 4, "float_data"),
     2: _Type("uint8", 1, "int32_data"),
@@ -162,13 +163,14 @@ _TYPES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """Weights in the file: as many bytes as their shape claims. `integers` are the values of a short int64 tensor."""
+    """Weights in the file: as many bytes as their shape claims; and the values of a short int64 or float32 tensor."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     bytes: int
     integers: tuple[int, ...] | None = None
+    floats: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,10 +390,15 @@ class _Walk:
         found = len(raw) if raw is not None else held.pop(dtype.field, 0) * dtype.bytes
         if held or claimed != found:
             raise self.fault(f"has a tensor {tensor!r} that claims {claimed:,} bytes and holds {found:,}")
-        integers = None
-        if dtype.name == "int64" and raw is not None and len(raw) <= 8 * _MAX_INTEGERS:
-            integers = tuple(np.frombuffer(raw, dtype="<i8").tolist())
-        return Tensor(name=tensor, dtype=dtype.name, shape=tuple(shape), bytes=claimed, integers=integers)
+        short = raw if raw is not None and math.prod(shape) <= _MAX_VALUES else None
+        return Tensor(
+            name=tensor,
+            dtype=dtype.name,
+            shape=tuple(shape),
+            bytes=claimed,
+            integers=tuple(np.frombuffer(short, "<i8").tolist()) if short is not None and data_type == _INT64 else None,
+            floats=tuple(np.frombuffer(short, "<f4").tolist()) if short is not None and data_type == _FLOAT else None,
+        )
 
     def value(self, content: memoryview) -> Value:
         value_name, dtype = "", "nothing"

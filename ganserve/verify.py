@@ -3,10 +3,13 @@
 Nothing here imports torch. What only PyTorch can tell is listed as not checked, with the reason, never left out.
 """
 
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from ganserve import imaging, proof
@@ -23,6 +26,7 @@ from ganserve.artifact import (
     TensorSpec,
     find_artifact,
 )
+from ganserve.cost import check_cost, multiply_adds
 from ganserve.engine import Engine, Precision
 from ganserve.errors import ArtifactError, ExportError, GanserveError, NoArtifactError, ParityError
 from ganserve.fitness import OPSETS, describe, fitness
@@ -37,7 +41,7 @@ _MIN_PROBES: Final = 2  # images that differ
 _NUMBERS: Final = ("max_abs_diff", "differing_share", "batch_rows")  # of an error, where it has them
 _GRAPHS: Final = (ONNX, ONNX_FLOAT16, ONNX_IMAGES)
 _PRECISIONS: Final[Mapping[str, Precision]] = {ONNX: "float32", ONNX_FLOAT16: "float16"}
-_READ_CHECKS: Final = ("structure", "signature", "opset", "checker", "gpu", "metadata")
+_READ_CHECKS: Final = ("structure", "signature", "opset", "checker", "gpu", "cost", "metadata")
 _RUN_CHECKS: Final = ("golden", "batches", "reruns", "threads", "variety", "labels")
 
 
@@ -92,7 +96,7 @@ def verify(explicit: str | None = None, *, on_check: Callable[[Check], None] = l
         on_check: hears of each check as it is done.
 
     Raises:
-        NoArtifactError: there is none.
+        ArtifactError: there is none, or none of that name. One that is broken is a check that failed.
     """
     started = time.monotonic()
     book = _Book(on_check)
@@ -101,6 +105,8 @@ def verify(explicit: str | None = None, *, on_check: Callable[[Check], None] = l
     except NoArtifactError:
         raise
     except ArtifactError as err:
+        if explicit is not None and not os.path.lexists(Path(explicit) / MANIFEST):
+            raise  # there is nothing to verify
         book.fail(MANIFEST, "schema", err)
         return Verification(
             path=str(explicit or "artifacts"),
@@ -198,6 +204,7 @@ def _verify_graph(book: _Book, artifact: Artifact, file: str, golden: Golden | N
         book.attempt(file, "opset", lambda: _opset(manifest, file, model)),
         _checker(book, file, content),
         book.attempt(file, "gpu", lambda: _gpu(manifest, file, model)),
+        book.attempt(file, "cost", lambda: _cost(manifest, file, model)),
     ]
     _metadata(book, manifest, file, model)
     if golden is None:
@@ -270,6 +277,13 @@ def _gpu(manifest: Manifest, file: str, model: Model) -> tuple[bool, str, Figure
     if stated is not None and stated != spec:
         raise ExportError(f"{file}: the manifest says {stated!r}, the file {spec!r}")
     return True, describe(spec), {"nodes": spec.nodes, "compute_islands": spec.compute_islands}
+
+
+def _cost(manifest: Manifest, file: str, model: Model) -> tuple[bool, str, Figures]:
+    numbers = check_cost(model, file, math.prod(manifest.pixel_shape))
+    products = multiply_adds(model, file)
+    figures: Figures = {"numbers": numbers, "multiply_adds": products}
+    return True, f"an image takes {products:,} multiply-adds and {numbers:,} numbers on the way", figures
 
 
 def _metadata(book: _Book, manifest: Manifest, file: str, model: Model) -> None:

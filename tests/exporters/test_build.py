@@ -19,6 +19,7 @@ from ganserve.artifact import CARD, GOLDEN, ONNX, ONNX_FLOAT16, ONNX_IMAGES, SAM
 from ganserve.engine import Engine
 from ganserve.errors import ArtifactError, CheckpointError, ExportError, ParityError
 from ganserve.fitness import OPSETS
+from ganserve.inspection import inspect_graphs
 from ganserve.proof import BATCH_ROWS, LIMITS
 from ganserve.verify import verify
 from tests.runs import make_checkpoint, write_idx_folder
@@ -42,6 +43,8 @@ def artifact_path(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 VARIANTS = {
     "conv, unconditional": ["conditional=false", "wrong_label_weight=0"],
     "conv without normalisation": ["generator.norm=none"],
+    "residual": ["generator.kind=residual", "generator.width=4"],
+    "subpixel": ["generator.kind=subpixel"],
     "mlp, conditional": ["generator.kind=mlp", "discriminator.kind=mlp"],
     "mlp, unconditional": ["generator.kind=mlp", "conditional=false", "wrong_label_weight=0"],
 }
@@ -58,6 +61,8 @@ def test_every_family_is_exported(overrides: list[str], tmp_path: Path) -> None:
     formats = {(row.format, row.batch_rows) for row in artifact.manifest.parity}
     assert formats == {(format, rows) for format in LIMITS for rows in BATCH_ROWS}
     assert Engine(artifact, device="cpu").provider == "CPUExecutionProvider"
+    assert verify(str(artifact.path)).passed
+    assert all(facts.multiply_adds for facts in inspect_graphs(artifact))
 
 
 def test_the_article_recipe_is_exported(tmp_path: Path) -> None:

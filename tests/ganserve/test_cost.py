@@ -1,11 +1,14 @@
 """Shapes and multiply-adds, with onnx's own shape inference as the oracle."""
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ganserve.artifact import PRETRAINED
-from ganserve.cost import multiply_adds, shapes
+from ganserve.cost import check_cost, multiply_adds, shapes
 from ganserve.errors import ArtifactError
 from ganserve.fitness import CUDA_KERNELS
 from ganserve.onnx_reader import read_model
@@ -17,12 +20,14 @@ def node(operator: str, *inputs: str, **attributes: object) -> onnx.NodeProto:
     return helper.make_node(operator, inputs, ["y"], **attributes)
 
 
-def model_of(made: onnx.NodeProto, sizes: dict[str, list[int]], values: dict[str, list[int]] | None = None) -> bytes:
-    """A model of one node, from float inputs of these sizes and constant whole numbers."""
-    constants = [helper.make_tensor(name, TensorProto.INT64, [len(v)], v) for name, v in (values or {}).items()]
-    for constant in constants:
-        constant.raw_data = b"".join(value.to_bytes(8, "little", signed=True) for value in constant.int64_data)
-        constant.ClearField("int64_data")
+def model_of(
+    made: onnx.NodeProto, sizes: dict[str, list[int]], values: Mapping[str, Sequence[float]] | None = None
+) -> bytes:
+    """A model of one node, from float inputs of these sizes and constant numbers."""
+    constants = [
+        numpy_helper.from_array(np.array(v, dtype=np.int64 if isinstance(v[0], int) else np.float32), name)
+        for name, v in (values or {}).items()
+    ]
     graph = helper.make_graph(
         [made],
         "g",
@@ -63,6 +68,13 @@ CASES = {
     "Transpose, reversed": model_of(node("Transpose", "x"), {"x": [1, 2, 3]}),
     "Unsqueeze": model_of(node("Unsqueeze", "x", "i"), {"x": [2, 3]}, {"i": [-1, 0]}),
     "Reshape": model_of(node("Reshape", "x", "i"), {"x": [1, 24]}, {"i": [0, -1, 3, 2]}),
+    "DepthToSpace": model_of(node("DepthToSpace", "x", blocksize=2, mode="CRD"), {"x": [1, 12, 3, 4]}),
+    "Resize": model_of(node("Resize", "x", "", "s"), {"x": [1, 2, 5, 3]}, {"s": [1.0, 1.0, 2.0, 1.5]}),
+    "Slice": model_of(
+        node("Slice", "x", "a", "b", "i", "j"),
+        {"x": [1, 2, 9, 7]},
+        {"a": [1, -3], "b": [99, -1], "i": [2, -1], "j": [2, 1]},
+    ),
     "Add": model_of(node("Add", "x", "w"), {"x": [1, 5, 3], "w": [4, 1, 3]}),
     "Tanh": model_of(node("Tanh", "x"), {"x": [1, 5, 3]}),
     "Clip": model_of(node("Clip", "x", "", "w"), {"x": [1, 5, 3], "w": []}),
@@ -118,6 +130,10 @@ WRONG = {
     "an input from nowhere": model_of(node("Add", "x", "nowhere"), {"x": [1]}),
     "no input": model_of(node("Relu"), {"x": [1]}),
     "a permutation of others": model_of(node("Transpose", "x", perm=[0, 9]), {"x": [1, 2]}),
+    "an image smaller than a kernel": model_of(node("Conv", "x", "w"), {"x": [1, 1, 2, 2], "w": [1, 1, 9, 9]}),
+    "half a block": model_of(node("DepthToSpace", "x", blocksize=2), {"x": [1, 6, 3, 4]}),
+    "endless scales": model_of(node("Resize", "x", "", "s"), {"x": [1, 1]}, {"s": [1.0, float("inf")]}),
+    "scales that are computed": model_of(node("Resize", "x", "", "w"), {"x": [1, 1], "w": [2]}),
     "computed padding": model_of(node("Conv", "x", "w", auto_pad="SAME_UPPER"), {"x": [1, 1, 4, 4], "w": [1, 1, 3, 3]}),
 }
 
@@ -134,3 +150,12 @@ def test_an_unknown_operator_is_named() -> None:
     content = model_of(node("Softmax", "x"), {"x": [1, 4]})
     with pytest.raises(ArtifactError, match="the shape that Softmax makes is not known here"):
         shapes(read_model(content, "x.onnx"), "x.onnx")
+
+
+def test_a_graph_that_makes_too_much_is_refused() -> None:
+    """A row plus a column may be a matrix of terabytes; what a generator makes of an image is let through."""
+    content = model_of(node("Add", "x", "w"), {"x": [1 << 20, 1], "w": [1, 1 << 20]})
+    with pytest.raises(ArtifactError, match=r"works out 1,099,511,627,776 numbers .* at most 1,605,632 are expected"):
+        check_cost(read_model(content, "x.onnx"), "x.onnx", 784)
+    packaged = read_model((PRETRAINED / "generator.onnx").read_bytes(), "x.onnx")
+    assert check_cost(packaged, "x.onnx", 784) == 65_313

@@ -35,7 +35,7 @@ from ganserve.artifact import (
     open_artifact,
 )
 from ganserve.engine import Engine
-from ganserve.errors import GanserveError
+from ganserve.errors import ArtifactError, GanserveError
 from ganserve.verify import Check, Verification, verify
 from tests.artifacts import make_artifact, make_graph
 
@@ -124,7 +124,7 @@ def test_a_sound_artifact_passes(pristine: Artifact) -> None:
     assert (found.name, found.digest) == ("mnist", pristine.digest)
     assert tuple(heard) == found.checks
     assert results(found, ONNX) == dict.fromkeys(
-        ("digest", "structure", "signature", "opset", "checker", "gpu", *RUN_CHECKS), "pass"
+        ("digest", "structure", "signature", "opset", "checker", "gpu", "cost", *RUN_CHECKS), "pass"
     ) | {"metadata": "skip", "parity": "skip"}
     assert results(found, GOLDEN) == {"digest": "pass", "shapes": "pass"}
     assert results(found, CARD) == {"digest": "pass"}
@@ -190,6 +190,16 @@ def test_no_torch_is_imported(pristine: Artifact) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_nothing_there_is_an_error_with_advice(tmp_path: Path) -> None:
+    """A name that leads nowhere is not an artifact that failed: it is an error, and says what to type."""
+    for name in ("nowhere", "x" * 5000):
+        with pytest.raises(ArtifactError, match=r"is not an artifact directory|cannot read"):
+            verify(str(tmp_path / name))
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json") as caught:
+        verify(str(tmp_path))
+    assert caught.value.hint == "make an artifact with: ganserve export --onnx"
 
 
 # What is false, with digests that fit.
@@ -405,6 +415,22 @@ def custom(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid("evil.example", 1))
 
 
+def expanding(model: onnx.ModelProto) -> None:
+    """A row plus a column: half a megabyte of constants that ONNX Runtime makes 16 GiB of as it loads them."""
+    for name, shape in (("row", (1, 1 << 16)), ("column", (1 << 16, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, dtype=np.float32), name))
+    first = [
+        helper.make_node("Add", ["row", "column"], ["matrix"]),
+        helper.make_node("MatMul", ["row", "matrix"], ["long"]),
+        helper.make_node("MatMul", ["long", "column"], ["number"]),
+    ]
+    rest = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    rest[0].output[0] = "product"
+    rest.insert(1, helper.make_node("Add", ["product", "number"], ["linear"]))
+    del model.graph.node[:]
+    model.graph.node.extend([*first, *rest])
+
+
 class Evil:
     """What runs when it is unpickled."""
 
@@ -425,6 +451,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "external data": (with_graph(graph(outside)), "holds external data: weights outside the file"),
     "huge weights": (with_graph(graph(huge)), "claims 4,398,046,511,104 bytes and holds 0"),
     "custom operator": (with_graph(graph(custom)), "standard domain alone is expected"),
+    "16 GiB of constants": (
+        with_graph(graph(expanding)),
+        r"generator\.onnx works out 4,295,.* numbers for an image, at most 1,048,576 are expected",
+    ),
     "TorchScript": (with_graph(b"PK\x03\x04" + bytes(500)), "it is a zip archive, as TorchScript is"),
     "pickle": (with_graph(pickle.dumps(Evil())), "it is a Python pickle"),
     "ONNX Runtime's format": (with_graph(b"\x12\x06xxORTM" + graph()), "it is in ONNX Runtime's own format"),
@@ -511,7 +541,7 @@ def test_the_command_prints_a_table_or_json(pristine: Artifact) -> None:
     shown = command(str(pristine.path), cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
     assert pristine.digest in shown.stdout
-    for text in ("structure", "batches", "needs torch", "16 checks passed, 0 failed, 3 could not be made here"):
+    for text in ("structure", "batches", "needs torch", "17 checks passed, 0 failed, 3 could not be made here"):
         assert text in shown.stdout
     document = json.loads(command(str(pristine.path), "--json", cwd=ROOT).stdout)
     assert document["passed"] is True
