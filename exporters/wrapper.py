@@ -1,10 +1,11 @@
-"""The generator as it is exported: normalisations folded away, pixels uint8 out."""
+"""The generator as it is exported: normalisations folded away, convolutions rewritten, pixels uint8 out."""
 
 import copy
 
 import torch
 from torch import Tensor, nn
 
+from exporters.rewrite import transpose_convolutions
 from ganserve.errors import ExportError
 from training.models import Generator
 from training.models.base import ConditionalBatchNorm, LatentInput
@@ -18,7 +19,7 @@ class ExportedGenerator(nn.Module):
     """
 
     def __init__(self, generator: Generator, *, float16: bool = False, pixels: bool = True) -> None:
-        """Wraps a folded copy; `generator` is left as it is.
+        """Wraps a folded and rewritten copy; `generator` is left as it is.
 
         Args:
             generator: in evaluation mode.
@@ -30,6 +31,7 @@ class ExportedGenerator(nn.Module):
         """
         super().__init__()
         self.generator = fold_normalizations(generator)
+        transpose_convolutions(self.generator)
         self.dtype = torch.float16 if float16 else torch.float32
         self.generator.to(self.dtype)
         self.pixels = pixels
