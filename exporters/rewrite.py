@@ -21,7 +21,7 @@ FEW_OUTPUTS: Final = 4
 _PHASES: Final = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
 
 
-def transpose_convolutions(network: nn.Module) -> None:
+def transpose_convolutions(network: nn.Module, *, few_outputs: int = FEW_OUTPUTS) -> None:
     """Replaces, in place, every convolution in `network` that has a cheaper transposed twin.
 
     - `DoubledConv`: each of its outputs reads four distinct pixels at most, nine times: a transposed convolution, 4 x 4
@@ -31,11 +31,15 @@ def transpose_convolutions(network: nn.Module) -> None:
 
     A doubling that is cropped (7 to 14 is not, 4 to 7 is) stays as it is: what is cropped must read as zero, and in a
     transposed convolution it would not.
+
+    Args:
+        network: an exporter's own copy.
+        few_outputs: 0 leaves the latter two kinds as they are.
     """
     for name, layer in list(network.named_children()):
-        twin = transposed(layer)
+        twin = transposed(layer, few_outputs)
         if twin is None:
-            transpose_convolutions(layer)
+            transpose_convolutions(layer, few_outputs=few_outputs)
         else:
             setattr(network, name, twin)
 
@@ -57,13 +61,13 @@ class TransposedShuffle(nn.Module):
         return images
 
 
-def transposed(layer: nn.Module) -> nn.Module | None:
+def transposed(layer: nn.Module, few_outputs: int = FEW_OUTPUTS) -> nn.Module | None:
     """The transposed twin that computes what `layer` does, where there is one and it is cheaper."""
     if not isinstance(layer, nn.Conv2d) or not _plain(layer):
         return None
     if isinstance(layer, DoubledConv):
         return _of_doubled(layer) if _exactly_doubles(layer) else None
-    if layer.out_channels > FEW_OUTPUTS:
+    if layer.out_channels > few_outputs:
         return None
     if isinstance(layer, ShuffledConv):
         return _of_shuffled(layer) if _exactly_doubles(layer) else None

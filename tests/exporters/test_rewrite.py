@@ -107,3 +107,11 @@ def test_the_original_keeps_its_convolutions() -> None:
     network = build("residual", conditional=True)
     ExportedGenerator(network)
     assert any(isinstance(module, DoubledConv) for module in network.modules())
+
+
+def test_torchscript_keeps_convolutions_with_few_outputs() -> None:
+    """For PyTorch's own kernels only doublings are transposed: the last convolution stays one."""
+    exported = ExportedGenerator(build("residual", conditional=True), torchscript=True)
+    convolutions = [type(module) for module in exported.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    assert convolutions.count(nn.ConvTranspose2d) == 2  # one in each block
+    assert convolutions.count(nn.Conv2d) == 5  # two in each block, and the pixels
