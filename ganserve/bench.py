@@ -124,7 +124,7 @@ def measure(
         given = _inputs(artifact, batch_rows)
         reference = runners[ONNX](*given)
         differences = {name: imaging.difference(run(*given), reference) for name, run in runners.items()}
-        calls = _race(runners, given, rounds, span_s)
+        calls = race(runners, given, rounds=rounds, span_s=span_s)
         for name, spans in calls.items():
             max_abs_diff, differing_share = differences[name]
             seconds = [second for span in spans for second in span]
@@ -144,6 +144,41 @@ def measure(
                 )
             )
     return rows
+
+
+def race(
+    runners: Mapping[str, Runner],
+    given: tuple[Latents, Labels | None],
+    *,
+    rounds: int = ROUNDS,
+    span_s: float = SPAN_S,
+) -> dict[str, list[list[float]]]:
+    """Runs contenders in turns on the same inputs.
+
+    Args:
+        runners: by name.
+        given: latents float32 [N, latent_dim], and labels int64 [N] or None.
+        rounds: how often each has its turn.
+        span_s: how long a turn is, at least one call.
+
+    Returns:
+        Seconds of each call of each round, by name.
+    """
+    calls: dict[str, list[list[float]]] = {name: [] for name in runners}
+    for run in runners.values():
+        run(*given)  # pays for the memory of this size
+    gc.collect()
+    for _ in range(rounds):
+        for name, run in runners.items():
+            run(*given)  # refills the caches that another one has emptied
+            seconds: list[float] = []
+            until = time.perf_counter() + span_s
+            while not seconds or time.perf_counter() < until:
+                start = time.perf_counter()
+                run(*given)
+                seconds.append(time.perf_counter() - start)
+            calls[name].append(seconds)
+    return calls
 
 
 def formats(artifact: Artifact) -> dict[str, Opener]:
@@ -194,27 +229,6 @@ def open_images(path: Path, threads: int) -> Runner:
 def _inputs(artifact: Artifact, batch_rows: int) -> tuple[Latents, Labels | None]:
     manifest = artifact.manifest
     return latents.draw(_SEED, batch_rows, manifest.latent.dim, manifest.num_classes)
-
-
-def _race(
-    runners: Mapping[str, Runner], given: tuple[Latents, Labels | None], rounds: int, span_s: float
-) -> dict[str, list[list[float]]]:
-    """Seconds of each call of each round, by contender."""
-    calls: dict[str, list[list[float]]] = {name: [] for name in runners}
-    for run in runners.values():
-        run(*given)  # pays for the memory of this size
-    gc.collect()
-    for _ in range(rounds):
-        for name, run in runners.items():
-            run(*given)  # refills the caches that another one has emptied
-            seconds: list[float] = []
-            until = time.perf_counter() + span_s
-            while not seconds or time.perf_counter() < until:
-                start = time.perf_counter()
-                run(*given)
-                seconds.append(time.perf_counter() - start)
-            calls[name].append(seconds)
-    return calls
 
 
 def _memory_elsewhere(opener: Opener, path: Path, threads: int, batches: Sequence[int]) -> list[int | None]:
