@@ -140,7 +140,7 @@ def build_artifact(
         on_step(Step("onnx", f"{file} {_kib(files[file])}, {graph.nodes} nodes, opset {graph.opset}"))
     on_step(Step("gpu", describe(graphs[ONNX])))
     if torchscript:
-        files[TORCHSCRIPT] = export_torchscript(exported, metadata)
+        files[TORCHSCRIPT] = export_torchscript(ExportedGenerator(network, torchscript=True).eval(), metadata)
         on_step(Step("torchscript", f"{TORCHSCRIPT} {_kib(files[TORCHSCRIPT])}"))
 
     rows, labels = probes(network)

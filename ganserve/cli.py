@@ -593,6 +593,95 @@ def verify(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> No
         raise typer.Exit(1)
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "`ganserve bench` — what would be served, in each of its ONNX formats\n\n"
+    "`ganserve bench artifacts/quick-1 --against torch,torchscript`\n\n"
+    "`ganserve bench --batch 1,32 --threads 2 --json`"
+)
+def bench(
+    artifact: ArtifactArgument = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes; each is run in one piece.")] = "1,8,64,256",
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Of each contender.")] = 1,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Also torch (the checkpoint in runs/ that it was made of), torchscript (its generator.ts, which is "
+            "code), or both with a comma.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time an artifact's formats beside each other on the CPU: latency, images a second, memory, difference.
+
+    They take turns, so the ratios hold on a busy machine; absolute times are its own.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from ganserve import bench as benchmark
+    from ganserve.artifact import ONNX, TORCHSCRIPT, find_artifact
+
+    found, reason = find_artifact(artifact)
+    batches = benchmark.parse_batches(batch)
+    contenders = benchmark.formats(found) | _torch_contenders(found, against)
+    console = Console(stderr=True, highlight=False)
+    with console.status("") as status:
+        rows = benchmark.measure(
+            found, contenders, batches=batches, threads=threads, on_stage=lambda stage: status.update(stage)
+        )
+    about = f"CPU, {threads} thread{'s' if threads > 1 else ''}, {benchmark.ROUNDS} interleaved rounds"
+    if as_json:
+        facts = {"threads": threads, "rounds": benchmark.ROUNDS, "rows": [dataclasses.asdict(row) for row in rows]}
+        print(json.dumps(_summary(found) | facts))
+        return
+    print(f"{found.path} ({reason}): {about}")
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("batch", "format", "p50 ms", "images/s", "speed", "+MB", "differs"):
+        table.add_column(heading, justify="left" if heading == "format" else "right", no_wrap=True)
+    for row in rows:
+        if row.format == ONNX and row.batch_rows != batches[0]:
+            table.add_section()
+        table.add_row(
+            str(row.batch_rows),
+            row.format,
+            f"{row.p50_ms:.3f}",
+            f"{row.images_per_s:,.0f}",
+            f"{row.speedup:.2f} x",
+            "-" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.1f}",
+            f"{row.max_abs_diff} in {100 * row.differing_share:.2g}%" if row.max_abs_diff else "-",
+        )
+    Console(highlight=False).print(table)
+    print(f"speed: beside {ONNX}; +MB: peak memory added; differs: grey levels from {ONNX}, in how many pixels")
+    if TORCHSCRIPT in found.manifest.files and TORCHSCRIPT not in contenders:
+        print(f"left out: {TORCHSCRIPT}, which needs torch: ganserve bench --against torchscript", file=sys.stderr)
+
+
+def _torch_contenders(artifact: Any, against: str | None) -> dict[str, Any]:
+    """What `bench --against` names, by the name that its rows have."""
+    names = [] if against is None else [name.strip() for name in against.split(",")]
+    unknown = sorted(set(names) - {"torch", "torchscript"})
+    if unknown:
+        raise ConfigError(
+            f"--against takes torch and torchscript, got {', '.join(map(repr, unknown))}",
+            hint="--against torch,torchscript",
+        )
+    if not names:
+        return {}
+    from exporters import rivals
+    from ganserve.artifact import TORCHSCRIPT
+
+    found: dict[str, Any] = {}
+    if "torch" in names:
+        found["PyTorch, eager"] = rivals.Eager(rivals.find_checkpoint(artifact, RUNS).resolve())
+    if "torchscript" in names:
+        artifact.read(TORCHSCRIPT)  # an artifact that has none is an error before anything is timed
+        found[TORCHSCRIPT] = rivals.open_torchscript
+    return found
+
+
 @app.command(epilog="Example: `ganserve doctor --json`")
 def doctor(as_json: JsonOption = False) -> None:
     """Find out what works on this machine: versions, providers, threads, settings, and what would be served.

@@ -48,7 +48,7 @@ def test_help_and_version(tmp_path: Path) -> None:
     """--help names every command, each command's help has examples, --version prints the version."""
     listed = run("--help", cwd=tmp_path)
     assert listed.returncode == 0
-    for command in ("train", "export", "sample", "inspect", "verify", "doctor"):
+    for command in ("train", "report", "export", "evaluate", "sample", "bench", "inspect", "verify", "doctor"):
         assert command in listed.stdout
         assert "Example" in run(command, "--help", cwd=tmp_path).stdout
     assert run("--version", cwd=tmp_path).stdout.strip() == __version__
