@@ -140,7 +140,8 @@ class FastProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport, self._reading_changed)
         self._waiting: deque[_Exchange] = deque()
-        self._owed_rows = 0  # of those in the queue
+        self._owed_rows = 0  # of those in the queue that have begun
+        self._held: deque[tuple[_Exchange, bytes]] = deque()  # those that have not, with their bodies
         self._receiving: _Exchange | None = None
         self._stash: deque[memoryview] = deque()  # what was read and is not parsed yet
         self._feed_handle: asyncio.Handle | None = None
@@ -170,6 +171,7 @@ class FastProtocol(HttpToolsProtocol):
             if self.door.access_log is not None:
                 self._log(exchange, exchange.head.identity or new_request_id(), None)
         self._waiting.clear()
+        self._held.clear()
         self.pipeline.clear()
         super().connection_lost(exc)
 
@@ -240,8 +242,7 @@ class FastProtocol(HttpToolsProtocol):
 
     def _blocked(self) -> bool:
         """Whether nothing more may be parsed now: uvicorn or a slow reader says so, or enough answers are owed."""
-        owed = len(self._waiting) + len(self.pipeline)
-        enough = owed >= MAX_PIPELINED or self._owed_rows >= MAX_PIPELINED_ROWS
+        enough = len(self._waiting) + len(self.pipeline) >= MAX_PIPELINED or bool(self._held)
         return self.flow.read_paused or self.flow.write_paused or (enough and not self._in_message)
 
     def _set_reading(self, wanted: bool) -> None:
@@ -326,7 +327,11 @@ class FastProtocol(HttpToolsProtocol):
             super().on_message_complete()
         elif exchange.response is None:
             self._remember(exchange.head)
-            self._begin(exchange, exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body))
+            body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
+            if self._held or self._owes_enough():
+                self._held.append((exchange, body))
+            else:
+                self._begin(exchange, body)
 
     def on_response_complete(self) -> None:
         """Uvicorn has answered one of its requests."""
@@ -434,6 +439,15 @@ class FastProtocol(HttpToolsProtocol):
         exchange.rows = rows
         self._owed_rows += rows
 
+    def _owes_enough(self) -> bool:
+        """Whether the next request of this connection has to wait until the client has read some more."""
+        return self._owed_rows >= MAX_PIPELINED_ROWS or self.flow.write_paused
+
+    def _begin_held(self) -> None:
+        """Begins what had to wait, as far as there is room."""
+        while self._held and not self._owes_enough():
+            self._begin(*self._held.popleft())
+
     def _queue(self, exchange: _Exchange, work: Work, context: Context) -> None:
         """Puts the rows into the batch of this turn of the loop."""
         latents, labels = work.inputs()
@@ -501,6 +515,7 @@ class FastProtocol(HttpToolsProtocol):
         if not self._waiting and self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
+        self._begin_held()
         if self._stash:
             self._feed_soon()
 
@@ -585,10 +600,14 @@ class FastProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         super().resume_writing()
+        self._begin_held()
         self._feed_soon()
 
     def shutdown(self) -> None:
         """The server is stopping: what was accepted is answered, then the connection closes."""
+        for _ in range(len(self._held)):  # the last in the queue, not begun: the client asks again where it is told to
+            self._waiting.pop()
+        self._held.clear()
         if self._uvicorns_turn() or self.pipeline or not self._waiting:
             super().shutdown()  # it looks at its last cycle, which is the last of all
         else:

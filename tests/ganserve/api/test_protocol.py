@@ -282,7 +282,7 @@ def test_slow_readers_are_not_read_from(serve):
 
 def test_large_requests_are_computed_one_after_the_other(serve, monkeypatch):
     """Of a pipeline of large requests one is under way; small ones are not held up by what they could ask for."""
-    server = serve(dear=False)
+    server = serve(dear=True)
     server.gate.open.clear()
     asked, submit = [], server.batcher.submit
 
