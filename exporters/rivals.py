@@ -8,8 +8,8 @@ import torch
 
 from exporters.torchscript_export import load_torchscript
 from ganserve.artifact import TORCHSCRIPT, Artifact, open_artifact
-from ganserve.bench import Labels, Latents, Pixels, Runner
 from ganserve.errors import CheckpointError, InferenceError
+from ganserve.proof import Labels, Latents, Pixels, Runner
 from training.checkpoint import load_generator
 from training.data.batches import pixels_from_images
 

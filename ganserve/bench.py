@@ -21,11 +21,8 @@ from ganserve import imaging, latents
 from ganserve.artifact import ONNX, ONNX_FLOAT16, ONNX_IMAGES, Artifact, open_artifact
 from ganserve.engine import CPU, Engine, Precision
 from ganserve.errors import ConfigError, InferenceError
+from ganserve.proof import Labels, Latents, Pixels, Runner
 
-Latents = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
-Pixels = npt.NDArray[np.uint8]
-Runner = Callable[[Latents, Labels | None], Pixels]
 # Opens a contender of the artifact in a directory, to be run with so many threads. A function of a module, so that
 # another process can call it: that is where memory is measured.
 Opener = Callable[[Path, int], Runner]
