@@ -96,6 +96,7 @@ def train(
         (run / "sheets").mkdir(parents=True, exist_ok=True)
         with run_dir.locked(run):
             _check_run(run, config, resume=resume)  # again: another process may have been here before the lock
+            run_dir.remove_leftovers(run)
             if config.log.tensorboard:
                 check_installed()  # before anything is written
             judge = Judge(config, dataset, target) if config.log.evaluate_images else None
