@@ -17,11 +17,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from exporters.parity import Labels, Latents, Pixels, probes, pytorch_pixels
+from exporters.parity import probes, pytorch_pixels
 from exporters.torchscript_export import load_torchscript
 from ganserve import imaging
 from ganserve.artifact import TORCHSCRIPT, find_artifact
 from ganserve.engine import Engine
+from ganserve.proof import Labels, Latents, Pixels
 from training.checkpoint import load_generator
 
 BATCHES = (1, 8, 32, 64, 256)

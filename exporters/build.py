@@ -14,24 +14,9 @@ import onnxruntime
 import torch
 
 from exporters import document
-from exporters.fitness import describe, fitness
 from exporters.onnx_export import OPSET, check_opset, export_onnx
-from exporters.parity import (
-    RERUN_ROWS,
-    Images,
-    Labels,
-    Latents,
-    Pixels,
-    Runner,
-    pixels_of,
-    probes,
-    prove,
-    prove_images,
-    prove_labels,
-    prove_same,
-    pytorch_images,
-    run_in_batches,
-)
+from exporters.parity import probes, pytorch_images
+from exporters.quality import Quality, measure_quality
 from exporters.torchscript_export import export_torchscript, load_torchscript
 from exporters.wrapper import ExportedGenerator
 from ganserve import __version__
@@ -58,14 +43,31 @@ from ganserve.artifact import (
     signature_of,
     write_artifact,
 )
-from ganserve.engine import CPU, Engine, Precision
+from ganserve.engine import Engine, Precision
 from ganserve.errors import ExportError, GoldenMismatchError, ParityError
+from ganserve.fitness import describe, fitness
 from ganserve.latents import SAMPLER
+from ganserve.onnx_reader import read_model
+from ganserve.proof import (
+    RERUN_ROWS,
+    THREADS,
+    Labels,
+    Latents,
+    Pixels,
+    Runner,
+    as_pixels,
+    open_images,
+    pixels_of,
+    prove,
+    prove_images,
+    prove_labels,
+    prove_same,
+    run_in_batches,
+)
 from training.checkpoint import TrainedGenerator, load_generator
 
 GOLDEN_ROWS = 32
 SAMPLE_COLUMNS = 10
-THREADS = 2  # of the second session that each ONNX file is run in: their number must make no difference
 
 _MNIST_DIGEST = "13ac2e4806765d408110b8374885bda339ed9a0e43e088b6cc249b4fcee92259"  # of the packaged training images
 _CAPTIONS = {ONNX: "ONNX", ONNX_FLOAT16: "ONNX float16", ONNX_IMAGES: "ONNX float", TORCHSCRIPT: "TorchScript"}
@@ -112,6 +114,7 @@ def build_artifact(
         CheckpointError: the checkpoint is missing or damaged.
         ExportError: the generator cannot be exported.
         ParityError: it was, and computes something else. Nothing is written.
+        QualityError: it was, and its images are worse. Nothing is written.
         ArtifactError: `out` is taken or cannot be written.
     """
     out = out.resolve() if out.name in ("", "..") else out  # "." has no name to put a temporary neighbour beside
@@ -133,11 +136,11 @@ def build_artifact(
     graphs: dict[str, GraphSpec] = {}
     for file, variant in variants.items():
         files[file] = export_onnx(variant, metadata, opset)
-        graphs[file] = graph = fitness(file, files[file])
+        graphs[file] = graph = fitness(file, read_model(files[file], file))
         on_step(Step("onnx", f"{file} {_kib(files[file])}, {graph.nodes} nodes, opset {graph.opset}"))
     on_step(Step("gpu", describe(graphs[ONNX])))
     if torchscript:
-        files[TORCHSCRIPT] = export_torchscript(exported, metadata)
+        files[TORCHSCRIPT] = export_torchscript(ExportedGenerator(network, torchscript=True).eval(), metadata)
         on_step(Step("torchscript", f"{TORCHSCRIPT} {_kib(files[TORCHSCRIPT])}"))
 
     rows, labels = probes(network)
@@ -157,18 +160,21 @@ def build_artifact(
             prove_labels(file, run, rows, network.num_classes)
         error = None
         if file == ONNX_IMAGES:
-            error = prove_images(file, _images_session(files[file])(rows, labels), images)
+            error = prove_images(file, open_images(files[file])(rows, labels), images)
             results = [result.model_copy(update={"max_abs_error": error}) for result in results]
         parity += results
         shown[_CAPTIONS[file]] = run(rows[:SAMPLE_COLUMNS], _first(labels, SAMPLE_COLUMNS))
         on_step(Step("parity", _told(file, results, len(rows))))
+
+    alone = {file: run for file, (run, _) in runners.items()}
+    quality = measure_quality(trained, alone, lambda text: on_step(Step("quality", text))) or None
 
     run = runners[ONNX][0]
     golden = Golden(latents=golden.latents, labels=golden.labels, pixels=run(golden.latents, golden.labels))
     prove_same(ONNX, run, golden.pixels, golden.latents, golden.labels, "golden images are not replayed")
     files[GOLDEN] = golden.to_bytes()
     files[SAMPLES] = document.samples_png(shown)
-    manifest = _manifest(trained, name, run_name, files, tuple(parity), graphs)
+    manifest = _manifest(trained, name, run_name, files, tuple(parity), graphs, quality)
     sizes = {file: len(content) for file, content in files.items()}
     files[CARD] = document.model_card(manifest, sizes)
     manifest = manifest.model_copy(update={"files": entries(files)})
@@ -227,7 +233,7 @@ def _open_candidates(
     contents = {**files, GOLDEN: golden.to_bytes()}
     with tempfile.TemporaryDirectory(prefix="ganserve-export-") as scratch:
         candidate = write_artifact(
-            Path(scratch) / "candidate", _manifest(trained, name, "candidate", contents, (), None), contents
+            Path(scratch) / "candidate", _manifest(trained, name, "candidate", contents, (), None, None), contents
         )
         precisions: dict[str, Precision] = {ONNX: "float32", ONNX_FLOAT16: "float16"}
         for file, precision in precisions.items():
@@ -237,8 +243,8 @@ def _open_candidates(
     value_range = trained.network.value_range
     if ONNX_IMAGES in files:
         runners[ONNX_IMAGES] = (
-            _as_pixels(_images_session(files[ONNX_IMAGES]), value_range),
-            _as_pixels(_images_session(files[ONNX_IMAGES], THREADS), value_range),
+            as_pixels(open_images(files[ONNX_IMAGES]), value_range),
+            as_pixels(open_images(files[ONNX_IMAGES], THREADS), value_range),
         )
     if TORCHSCRIPT in files:
         runners[TORCHSCRIPT] = (_torchscript_runner(files[TORCHSCRIPT]), None)
@@ -256,23 +262,6 @@ def _open_engine(candidate: Artifact, file: str, precision: Precision, threads: 
             max_abs_diff=err.max_abs_diff,
             differing_share=err.differing_share,
         ) from err
-
-
-def _images_session(content: bytes, threads: int = 1) -> Callable[[Latents, Labels | None], Images]:
-    """The graph that returns float images; the engine serves pixels alone, so this is a plain session."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(content, options, providers=[CPU])
-
-    def run(rows: Latents, labels: Labels | None) -> Images:
-        feeds = {"latents": rows} if labels is None else {"latents": rows, "labels": labels}
-        return np.asarray(session.run(["images"], feeds)[0])
-
-    return run
-
-
-def _as_pixels(run: Callable[[Latents, Labels | None], Images], value_range: tuple[float, float]) -> Runner:
-    return lambda rows, labels: pixels_of(run(rows, labels), value_range)
 
 
 def _torchscript_runner(content: bytes) -> Runner:
@@ -296,6 +285,7 @@ def _manifest(
     files: dict[str, bytes],
     parity: tuple[ParityResult, ...],
     graphs: dict[str, GraphSpec] | None,
+    quality: Quality | None,
 ) -> Manifest:
     dataset, network = trained.dataset, trained.network
     shape = (dataset.height, dataset.width, dataset.channels)
@@ -329,6 +319,7 @@ def _manifest(
         training={key: float(value) for key, value in trained.metrics.items()},
         parity=parity,
         graphs=graphs,
+        quality=quality,
         created_at=datetime.datetime.now(datetime.UTC),
         versions={
             "ganserve": __version__,

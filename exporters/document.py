@@ -69,6 +69,7 @@ def model_card(manifest: Manifest, sizes: Mapping[str, int]) -> bytes:
         f"| {row.format} | {row.batch_rows} | {row.max_abs_diff} | {row.differing_share:.4%} |"
         for row in manifest.parity
     )
+    quality = _quality_table(manifest.quality)
     torchscript = (
         f"- `{TORCHSCRIPT}` is for LibTorch; TorchScript is code: load it only if you trust who made it.\n"
         if TORCHSCRIPT in sizes
@@ -119,7 +120,7 @@ batch they are in. Difference in grey levels, and share of pixels that differ:
 | file | batch | worst difference | pixels that differ |
 | --- | --- | --- | --- |
 {parity}
-
+{quality}
 ## Files
 
 | file | bytes |
@@ -128,3 +129,23 @@ batch they are in. Difference in grey levels, and share of pixels that differ:
 
 Digests are in `manifest.json`. A generator trained on MNIST makes images in the style of its data (CC BY-SA 3.0).
 """.encode()
+
+
+def _quality_table(quality: Mapping[str, Mapping[str, float]] | None) -> str:
+    """What the images of each format score, as a part of the card; nothing where it was not measured."""
+    if quality is None:
+        return ""
+    names = [name for name in ("fid", "label_accuracy", "diversity") if all(name in row for row in quality.values())]
+    rows = "\n".join(
+        f"| {format} | " + " | ".join(f"{values[name]:.5g}" for name in names) + " |"
+        for format, values in quality.items()
+    )
+    images = next(iter(quality.values()))["images"]
+    return f"""
+Quality of the same {images:,.0f} latents through each format, against the test split (FID is near 0 for real images;
+diversity is 1):
+
+| format | {" | ".join(names)} |
+| --- |{" --- |" * len(names)}
+{rows}
+"""

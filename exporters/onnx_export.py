@@ -10,9 +10,9 @@ import torch
 
 from exporters.wrapper import ExportedGenerator
 from ganserve.errors import ExportError
+from ganserve.fitness import OPSETS
 
-OPSET = 20  # the newest whose operators can be counted on to have CUDA kernels: see exporters.fitness
-OPSETS = range(17, 27)  # every one of them is exported, proven and run by the tests
+OPSET = 20  # the newest whose operators can be counted on to have CUDA kernels: see ganserve.fitness
 _MAX_BATCH_ROWS = 1 << 20  # a bound that torch.export needs to see; the graph has no trace of it
 
 

@@ -1,10 +1,11 @@
-"""The generator as it is exported: normalisations folded away, pixels uint8 out."""
+"""The generator as it is exported: normalisations folded away, convolutions rewritten, pixels uint8 out."""
 
 import copy
 
 import torch
 from torch import Tensor, nn
 
+from exporters.rewrite import FEW_OUTPUTS, transpose_convolutions
 from ganserve.errors import ExportError
 from training.models import Generator
 from training.models.base import ConditionalBatchNorm, LatentInput
@@ -17,21 +18,29 @@ class ExportedGenerator(nn.Module):
     bytes leave the session.
     """
 
-    def __init__(self, generator: Generator, *, float16: bool = False, pixels: bool = True) -> None:
-        """Wraps a folded copy; `generator` is left as it is.
+    def __init__(
+        self, generator: Generator, *, float16: bool = False, pixels: bool = True, torchscript: bool = False
+    ) -> None:
+        """Wraps a folded and rewritten copy; `generator` is left as it is.
 
         Args:
             generator: in evaluation mode.
             float16: compute in float16 between casts; inputs and output stay what they are.
             pixels: return pixels; otherwise the images as the network makes them.
+            torchscript: PyTorch will run it, whose own kernels are slower where a convolution with few outputs is
+                transposed: 0.5 times as fast where ONNX Runtime is 1.2.
 
         Raises:
             ExportError: it is in training mode, or a layer in it cannot be folded.
         """
         super().__init__()
         self.generator = fold_normalizations(generator)
+        transpose_convolutions(self.generator, few_outputs=0 if torchscript else FEW_OUTPUTS)
         self.dtype = torch.float16 if float16 else torch.float32
         self.generator.to(self.dtype)
+        for module in self.generator.modules():
+            if isinstance(module, (nn.ReLU, nn.LeakyReLU)):
+                module.inplace = False  # on a cropped image, that is exported as a scatter with computed indices
         self.pixels = pixels
         self.latent_dim = generator.latent_dim
         self.num_classes = generator.num_classes

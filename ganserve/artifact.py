@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import stat
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ganserve import atomic, store
+from ganserve import atomic, onnx_reader, plain, store
 from ganserve.errors import ArtifactError, NoArtifactError
 from ganserve.latents import SAMPLER
 
@@ -48,7 +47,6 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 # No folders in an artifact, so no link can stand in a path's way; nor a drive, a NUL or anything else odd in a name.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_OPEN_FLAGS = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")  # each where the platform has it
 _MAX_FAULTS = 5  # of a manifest, in one message
 
 
@@ -129,7 +127,7 @@ class ParityResult(_Strict):
 
 
 class GraphSpec(_Strict):
-    """An ONNX file's graph, and what a GPU makes of it: see exporters.fitness."""
+    """An ONNX file's graph, and what a GPU makes of it: see ganserve.fitness."""
 
     opset: int = Field(ge=1)
     nodes: int = Field(ge=1)
@@ -248,6 +246,20 @@ class Artifact:
                 hint="the file was changed or damaged: export again, or restore the artifact",
             )
         return content
+
+    def read_onnx(self, name: str) -> tuple[bytes, onnx_reader.Model]:
+        """The bytes of a listed ONNX file, fit for ONNX Runtime to open, and what is in them.
+
+        Raises:
+            ArtifactError: as of `read`; or not ONNX, or more than a generator (see `onnx_reader.read_model`), or of
+                another precision than the file's name says.
+        """
+        content = self.read(name)
+        model = onnx_reader.read_model(content, str(self.path / name))
+        expected = "float16" if name == ONNX_FLOAT16 else "float32"
+        if model.precision != expected:
+            raise ArtifactError(f"{self.path / name} must have {expected} weights, got {model.precision}")
+        return content, model
 
     def read_golden(self) -> Golden:
         """The golden images, with the shapes that the manifest promises.
@@ -431,29 +443,5 @@ def _is_ours(path: Path) -> bool:
 
 
 def _read_plain(path: Path, *, limit: int) -> bytes:
-    """A regular file's bytes, once. Links are refused: who writes through another name changes what is here.
-
-    Raises:
-        ArtifactError: missing, a link of either kind, not a regular file, larger than `limit`.
-    """
-    try:
-        # Without O_NONBLOCK, opening a named pipe waits for somebody to write into it.
-        descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _OPEN_FLAGS))
-    except OSError as err:
-        reason = "it is a symbolic link" if path.is_symlink() else err.strerror
-        raise ArtifactError(f"cannot read {path}: {reason}") from err
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise ArtifactError(f"{path} is not a regular file")
-    # Of the packaged artifact they are an installer's doing: uv links files from its cache.
-    if status.st_nlink > 1 and path.parent != PRETRAINED:
-        os.close(descriptor)
-        raise ArtifactError(
-            f"{path} has {status.st_nlink} names (hard links), one is expected",
-            hint="copy the artifact with: cp -r",
-        )
-    with os.fdopen(descriptor, "rb") as file:
-        if status.st_size > limit:
-            raise ArtifactError(f"{path} has {status.st_size} bytes, at most {limit} are expected")
-        return file.read(limit + 1)
+    # Of the packaged artifact links are an installer's doing: uv links files from its cache.
+    return plain.read_plain(path, limit=limit, error=ArtifactError, linked=path.parent == PRETRAINED)

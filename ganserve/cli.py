@@ -384,7 +384,7 @@ def sample(
 @app.command(
     epilog="Examples:\n\n"
     "`ganserve evaluate quick-1` — a run's best checkpoint\n\n"
-    "`ganserve evaluate artifacts/quick-1` — an artifact, through ONNX Runtime\n\n"
+    "`ganserve evaluate artifacts/quick-1` — an artifact, through ONNX Runtime; so is `bento:NAME`\n\n"
     "`ganserve evaluate digits.npz` — what `ganserve sample --out digits.npz` wrote; a folder of PNGs too"
 )
 def evaluate(
@@ -409,28 +409,16 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
+    from ganserve.judged import find_images
     from training import evaluate as evaluation
-    from training.evaluation import targets
     from training.evaluation.evaluator import Evaluator
-    from training.run_dir import best_checkpoint, resolve_run
 
     judge = Evaluator.load(evaluator)
     console = Console(stderr=True, highlight=False)
     with console.status("reading the data set"):
         reference = evaluation.load_reference(judge, data)
-    path = Path(target) if target is not None else None
     with console.status("making images"):
-        if path is not None and path.suffix == ".npz":
-            images = targets.read_npz(path, n, seed)
-        elif path is not None and (path / "manifest.json").is_file():
-            images = _artifact_images(path, reference.test, n, seed)
-        elif path is not None and (path / "state.json").is_file():
-            images = targets.checkpoint_images(path, reference.test, n, seed)
-        elif path is not None and next(path.glob("*.png"), None) and not (path / "config.json").exists():
-            images = targets.read_folder(path, n, seed, channels=judge.facts.image_shape[2])
-        else:
-            checkpoint, _ = best_checkpoint(resolve_run(target, RUNS))
-            images = targets.checkpoint_images(checkpoint, reference.test, n, seed)
+        images = find_images(target, judge, reference, n, seed, runs=RUNS)
     evaluation.check_images(judge, images.pixels, images.labels)
     with _stages(console) as report:
         found = evaluation.quality(judge, reference, images.pixels, images.labels, report=report)
@@ -440,16 +428,17 @@ def evaluate(
         print(json.dumps(about | {"quality": found, "real": real}))
         return
     print(f"{images.source}: {len(images.pixels):,} images beside the test split of {reference.test.name}")
-    table = Table("metric", "value", "real images", "what it says")
+    table = Table("metric", "value", "real images", "verdict", "what it is")
     for name, value in found.items():
         if not name.startswith("fid_class_"):
-            table.add_row(name, f"{value:.4g}", f"{real[name]:.4g}", evaluation.MEANINGS[name])
+            verdict = evaluation.verdict(name, value, real[name])
+            table.add_row(name, f"{value:.4g}", f"{real[name]:.4g}", verdict, evaluation.MEANINGS[name])
     per_class = {name: value for name, value in found.items() if name.startswith("fid_class_")}
     if per_class:
         worst = max(per_class, key=lambda name: per_class[name])
         label = judge.facts.class_names[int(worst.removeprefix("fid_class_"))]
         mark = f"{real[worst]:.4g}" if worst in real else "-"
-        table.add_row("worst class's fid", f"{per_class[worst]:.4g}", mark, f"of class {label}")
+        table.add_row("worst class's fid", f"{per_class[worst]:.4g}", mark, f"class {label}", "")
     Console(highlight=False).print(table)
 
 
@@ -535,49 +524,162 @@ def _stages(console: Any) -> Iterator[Any]:
         yield report
 
 
-def _artifact_images(path: Path, test: Any, count: int, seed: int) -> Any:
-    """An artifact's images through the engine that serves them; labels as frequent as in the test split."""
-    import numpy as np
-
-    from ganserve import latents
-    from ganserve.artifact import open_artifact
-    from ganserve.engine import Engine
-    from ganserve.errors import EvaluationError
-    from training.evaluation.targets import Images, labels_like
-
-    artifact = open_artifact(path)
-    manifest = artifact.manifest
-    if manifest.num_classes not in (None, test.num_classes):
-        raise EvaluationError(
-            f"{path} makes {manifest.num_classes} classes, and {test.name} has {test.num_classes}",
-            hint="pass --data DIR and --evaluator FILE of the data it was trained on",
-        )
-    engine = Engine(artifact, device="cpu")
-    labels = None if manifest.num_classes is None else labels_like(test, count, seed)
-    rows, _ = latents.draw(seed, count, manifest.latent.dim)
-    pixels = [
-        engine.run(rows[start : start + 256], None if labels is None else labels[start : start + 256])
-        for start in range(0, count, 256)
-    ]
-    return Images(pixels=np.concatenate(pixels), labels=labels, source=f"{path} (CPU), seed {seed}")
-
-
 @app.command(epilog="Example: `ganserve inspect artifacts/quick-1 --json`")
 def inspect(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> None:
-    """Show what an artifact is, where it is from and what was proven; every file's digest is checked."""
+    """Show what an artifact is, where it is from, what was proven, and what an image costs on this machine.
+
+    Every file's digest is checked. `ganserve verify` proves the rest again.
+    """
     from rich.console import Console
 
     from ganserve.artifact import find_artifact
+    from ganserve.inspection import inspect_graphs
 
     found, reason = find_artifact(artifact)
     found.verify()
+    graphs = inspect_graphs(found)
     if as_json:
-        print(json.dumps(_summary(found) | {"manifest": found.manifest.model_dump(mode="json")}, indent=2))
+        about = {"graphs": [dataclasses.asdict(facts) for facts in graphs]}
+        print(json.dumps(_summary(found) | about | {"manifest": found.manifest.model_dump(mode="json")}, indent=2))
         return
     print(f"{found.path} ({reason}): every file is what was exported")
     for key, value in _artifact_lines(found):
         print(f"{key:<10} {value}")
-    Console(highlight=False).print(_parity_table(found))
+    console = Console(highlight=False)
+    console.print(_graph_table(graphs))
+    for facts in graphs:
+        for note in facts.notes:
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
+    console.print(_parity_table(found))
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`ganserve verify` — what would be served\n\n"
+    "`ganserve verify artifacts/quick-1 --json`\n\n"
+    "`ganserve verify bento:mnist` — from BentoML's model store"
+)
+def verify(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> None:
+    """Prove an artifact again on this machine: every check of export that needs no torch.
+
+    Checks that cannot be made here are listed with the reason. Exit code 1 if one fails.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ganserve.verify import verify as verify_artifact
+
+    console = Console(stderr=True, highlight=False)
+    with console.status("verifying") as status:
+        found = verify_artifact(
+            None if artifact is None else str(artifact),
+            on_check=lambda check: status.update(f"verifying {escape(check.file)}"),
+        )
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        marks = {"pass": "[green]✓[/]", "fail": "[red]✗ fails[/]", "skip": "[yellow]- skipped[/]"}
+        table = Table("file", "check", "result", "figure")
+        for index, check in enumerate(found.checks):
+            repeated = index > 0 and found.checks[index - 1].file == check.file
+            file = "" if repeated else escape(check.file)
+            table.add_row(file, check.name, marks[check.result], escape(check.detail))
+        print(f"{found.path} ({found.reason}) {found.digest or ''}".rstrip())
+        Console(highlight=False).print(table)
+        passed, failed, skipped = (found.count(result) for result in ("pass", "fail", "skip"))
+        print(f"{passed} checks passed, {failed} failed, {skipped} could not be made here, in {found.seconds:.1f} s")
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`ganserve bench` — what would be served, in each of its ONNX formats\n\n"
+    "`ganserve bench artifacts/quick-1 --against torch,torchscript`\n\n"
+    "`ganserve bench --batch 1,32 --threads 2 --json`"
+)
+def bench(
+    artifact: ArtifactArgument = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes; each is run in one piece.")] = "1,8,64,256",
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Of each contender.")] = 1,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Also torch (the checkpoint in runs/ that it was made of), torchscript (its generator.ts, which is "
+            "code), or both with a comma.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time an artifact's formats beside each other on the CPU: latency, images a second, memory, difference.
+
+    They take turns, so the ratios hold on a busy machine; absolute times are its own.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from ganserve import bench as benchmark
+    from ganserve.artifact import ONNX, TORCHSCRIPT, find_artifact
+
+    found, reason = find_artifact(artifact)
+    batches = benchmark.parse_batches(batch)
+    contenders = benchmark.formats(found) | _torch_contenders(found, against)
+    console = Console(stderr=True, highlight=False)
+    with console.status("") as status:
+        rows = benchmark.measure(
+            found, contenders, batches=batches, threads=threads, on_stage=lambda stage: status.update(stage)
+        )
+    about = f"CPU, {threads} thread{'s' if threads > 1 else ''}, {benchmark.ROUNDS} interleaved rounds"
+    if as_json:
+        facts = {"threads": threads, "rounds": benchmark.ROUNDS, "rows": [dataclasses.asdict(row) for row in rows]}
+        print(json.dumps(_summary(found) | facts))
+        return
+    print(f"{found.path} ({reason}): {about}")
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("batch", "format", "p50 ms", "images/s", "speed", "+MB", "differs"):
+        table.add_column(heading, justify="left" if heading == "format" else "right", no_wrap=True)
+    for row in rows:
+        if row.format == ONNX and row.batch_rows != batches[0]:
+            table.add_section()
+        table.add_row(
+            str(row.batch_rows),
+            row.format,
+            f"{row.p50_ms:.3f}",
+            f"{row.images_per_s:,.0f}",
+            f"{row.speedup:.2f} x",
+            "-" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.1f}",
+            f"{row.max_abs_diff} in {100 * row.differing_share:.2g}%" if row.max_abs_diff else "-",
+        )
+    Console(highlight=False).print(table)
+    print(f"speed: beside {ONNX}; +MB: peak memory added; differs: grey levels from {ONNX}, in how many pixels")
+    if TORCHSCRIPT in found.manifest.files and TORCHSCRIPT not in contenders:
+        print(f"left out: {TORCHSCRIPT}, which needs torch: ganserve bench --against torchscript", file=sys.stderr)
+
+
+def _torch_contenders(artifact: Any, against: str | None) -> dict[str, Any]:
+    """What `bench --against` names, by the name that its rows have."""
+    names = [] if against is None else [name.strip() for name in against.split(",")]
+    unknown = sorted(set(names) - {"torch", "torchscript"})
+    if unknown:
+        raise ConfigError(
+            f"--against takes torch and torchscript, got {', '.join(map(repr, unknown))}",
+            hint="--against torch,torchscript",
+        )
+    if not names:
+        return {}
+    from exporters import rivals
+    from ganserve.artifact import TORCHSCRIPT
+
+    found: dict[str, Any] = {}
+    if "torch" in names:
+        found["PyTorch, eager"] = rivals.Eager(rivals.find_checkpoint(artifact, RUNS).resolve())
+    if "torchscript" in names:
+        artifact.read(TORCHSCRIPT)  # an artifact that has none is an error before anything is timed
+        found[TORCHSCRIPT] = rivals.open_torchscript
+    return found
 
 
 @app.command(epilog="Example: `ganserve doctor --json`")
@@ -655,6 +757,24 @@ def _artifact_lines(artifact: Any) -> list[tuple[str, str]]:
         *(("training", f"{key} = {value:.6g}") for key, value in sorted(manifest.training.items())),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))),
     ]
+
+
+def _graph_table(graphs: list[Any]) -> "Table":
+    from rich.table import Table
+
+    columns = ("format", "bytes", "nodes", "multiply-adds", "us/image at batch")
+    table = Table(*columns, title="an image's cost on this CPU, 1 thread")
+    for facts in graphs:
+        operators = ", ".join(f"{count} {name}" for name, count in facts.operators.items())
+        times = "\n".join(f"{rows:>3}: {time:,.1f}" for rows, time in (facts.us_per_image or {}).items())
+        table.add_row(
+            facts.file,
+            f"{facts.bytes:,}",
+            f"{sum(facts.operators.values())}: {operators}",
+            "-" if facts.multiply_adds is None else f"{facts.multiply_adds:,}",
+            times or "-",
+        )
+    return table
 
 
 def _parity_table(artifact: Any) -> "Table":

@@ -7,6 +7,7 @@ golden images came out. Exporters prove parity through this class, `ganserve sam
 import contextlib
 import ctypes
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import onnxruntime
 
 from ganserve import cuda, imaging
 from ganserve.artifact import ONNX, ONNX_FLOAT16, Artifact, Golden, Manifest
+from ganserve.cost import check_cost
 from ganserve.errors import EngineError, GoldenMismatchError, InferenceError, ProviderError
 
 logger = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ class Engine:
                 only, where it is what CUDA graphs need; the CPU runs any shape as cheaply.
 
         Raises:
-            ArtifactError: a file is not what the manifest pins.
+            ArtifactError: a file is not what the manifest pins, or is not an ONNX file of a generator's.
             ProviderError: `device` cannot be had.
             EngineError: the graph does not load, or is not what the manifest describes.
             GoldenMismatchError: it loads and computes something else.
@@ -259,12 +261,12 @@ def _open_session(
     """A session, its provider, why that one, and the precision of its graph."""
     on_cpu: str = "float32" if precision == "auto" else precision
     if device == "cpu":
-        return _cpu_session(artifact.read(_GRAPHS[on_cpu]), threads), CPU, "asked for", on_cpu
+        return cpu_session(_read_graph(artifact, on_cpu), threads), CPU, "asked for", on_cpu
     obstacle = cuda_obstacle()
     if obstacle is None:
         has_float16 = ONNX_FLOAT16 in artifact.manifest.files
         on_cuda: str = ("float16" if has_float16 else "float32") if precision == "auto" else precision
-        graph = artifact.read(_GRAPHS[on_cuda])
+        graph = _read_graph(artifact, on_cuda)
         try:
             session = _cuda_session(graph, device_id)
             return session, CUDA, "asked for" if device == "cuda" else "CUDA works here", on_cuda
@@ -275,7 +277,18 @@ def _open_session(
             f"CUDA was requested but cannot be used: {obstacle}",
             hint="install the NVIDIA driver and ganserve[cuda], or set GANSERVE_DEVICE=auto (--device auto)",
         )
-    return _cpu_session(artifact.read(_GRAPHS[on_cpu]), threads), CPU, f"no CUDA: {obstacle}", on_cpu
+    return cpu_session(_read_graph(artifact, on_cpu), threads), CPU, f"no CUDA: {obstacle}", on_cpu
+
+
+def _read_graph(artifact: Artifact, precision: str) -> bytes:
+    """The graph's bytes, fit to be opened.
+
+    Raises:
+        ArtifactError: not what the manifest pins, or not what an export writes.
+    """
+    content, model = artifact.read_onnx(_GRAPHS[precision])
+    check_cost(model, str(artifact.path / _GRAPHS[precision]), math.prod(artifact.manifest.pixel_shape))
+    return content
 
 
 def cuda_obstacle() -> str | None:
@@ -306,7 +319,12 @@ def _cuda_session(graph: bytes, device_id: int) -> onnxruntime.InferenceSession:
     return session
 
 
-def _cpu_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+def cpu_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A session on the CPU, with the options that serve.
+
+    Raises:
+        EngineError: ONNX Runtime cannot open the graph.
+    """
     options = _session_options()
     options.intra_op_num_threads = threads
     # Idle threads that spin take the core that the event loop needs.
@@ -320,6 +338,7 @@ def _session_options() -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors; its warnings speak of fallbacks that are checked above
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # not to be guessed from the bytes
     return options
 
 

@@ -9,7 +9,8 @@
     │   └── TrainingDivergedError  a loss, gradient or weight is not finite
     ├── EvaluationError            images cannot be judged by this evaluator, or an evaluator is damaged
     ├── ExportError
-    │   └── ParityError            what was written does not compute what PyTorch computes
+    │   ├── ParityError            what was written does not compute what PyTorch computes
+    │   └── QualityError           what was written makes images of another quality than PyTorch's
     ├── ArtifactError              an artifact is missing, damaged or not servable
     │   └── NoArtifactError        there is none yet
     ├── EngineError
@@ -96,6 +97,13 @@ class ParityError(ExportError):
         self.batch_rows = batch_rows
         self.max_abs_diff = max_abs_diff
         self.differing_share = differing_share
+
+
+class QualityError(ExportError):
+    """What was written makes images of another quality than PyTorch's."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="no artifact was written; export without this format")
 
 
 class ArtifactError(GanserveError):

@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from exporters.onnx_export import export_onnx
-from exporters.parity import probes, prove, pytorch_pixels
+from exporters.parity import probes, pytorch_pixels
 from exporters.torchscript_export import export_torchscript, load_torchscript
 from exporters.wrapper import ExportedGenerator
 from ganserve.artifact import ONNX
+from ganserve.cost import check_cost
+from ganserve.fitness import fitness
+from ganserve.onnx_reader import read_model
+from ganserve.proof import prove
 from training.config import (
     ACTIVATIONS,
     DISCRIMINATOR_NORMS,
@@ -141,7 +145,11 @@ def test_every_generator_exports(kind: str, norm: str, conditional: bool) -> Non
     assert reference.std(axis=0).max() > 0
     exported = ExportedGenerator(network).eval()
 
-    session = onnxruntime.InferenceSession(export_onnx(exported, {}), providers=["CPUExecutionProvider"])
+    content = export_onnx(exported, {})
+    model = read_model(content, ONNX)  # what is exported may be served
+    assert fitness(ONNX, model).compute_islands == 1
+    assert check_cost(model, ONNX, FACTS.height * FACTS.width) > 0
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
     def onnx_pixels(
         given: npt.NDArray[np.float32], of: npt.NDArray[np.int64] | None, session: object = session

@@ -15,7 +15,9 @@ Files are read once, hashed, and those same bytes are parsed. Nothing in here ca
 import dataclasses
 import hashlib
 import json
+import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +30,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ganserve import atomic
+from ganserve import atomic, plain
 from ganserve.errors import CheckpointError, ConfigError
 from training.config import TrainingConfig, from_dict, to_dict
 from training.data import DatasetFacts
@@ -37,6 +39,9 @@ from training.state import TrainingState, build_generator
 
 SCHEMA_VERSION: Final = 1
 STATE_FILE: Final = "state.json"
+MAX_STATE_BYTES: Final = 4 << 20  # the names of thousands of classes
+
+_FILE_NAME: Final = re.compile(r"[a-z_]{1,64}\.safetensors")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,7 +187,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def _read(path: Path) -> tuple[CheckpointState, dict[str, bytes]]:
-    document = _read_bytes(path, STATE_FILE)
+    document = _read_bytes(path, STATE_FILE, MAX_STATE_BYTES)
     try:
         parsed = json.loads(document)
         content = parsed["state"]
@@ -192,7 +197,10 @@ def _read(path: Path) -> tuple[CheckpointState, dict[str, bytes]]:
             raise CheckpointError(
                 f"checkpoint {path} has schema version {content['schema_version']}, not {SCHEMA_VERSION}"
             )
-        files = {name: _read_bytes(path, name) for name in content["files"]}
+        strangers = sorted(name for name in content["files"] if not _FILE_NAME.fullmatch(name))
+        if strangers:
+            raise CheckpointError(f"checkpoint {path} lists {strangers[0]!r}; plain names of safetensors are expected")
+        files = {name: _read_bytes(path, name, entry["bytes"]) for name, entry in content["files"].items()}
         for name, body in files.items():
             expected = content["files"][name]
             if _sha256(body) != expected["sha256"]:
@@ -213,7 +221,7 @@ def _read(path: Path) -> tuple[CheckpointState, dict[str, bytes]]:
         )
     except ConfigError as err:
         raise CheckpointError(f"checkpoint {path} is of another version of ganserve: {err}") from err
-    except (ValueError, KeyError, TypeError, RecursionError) as err:
+    except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise CheckpointError(f"checkpoint {path} is damaged: {STATE_FILE} is not what it should be: {err}") from err
     return state, files
 
@@ -225,14 +233,11 @@ def _facts(stated: Mapping[str, Any]) -> DatasetFacts:
     return DatasetFacts(**known | {"class_names": tuple(known["class_names"])})
 
 
-def _read_bytes(path: Path, name: str) -> bytes:
-    try:
-        return (path / name).read_bytes()
-    except FileNotFoundError as err:
+def _read_bytes(path: Path, name: str, limit: int) -> bytes:
+    if not os.path.lexists(path / name):
         missing = f"checkpoint {path} has no {name}" if path.is_dir() else f"there is no checkpoint {path}"
-        raise CheckpointError(missing) from err
-    except OSError as err:
-        raise CheckpointError(f"checkpoint {path}: {name} cannot be read: {err.strerror}") from err
+        raise CheckpointError(missing)
+    return plain.read_plain(path / name, limit=limit, error=CheckpointError, linked=True)  # `cp -l` keeps copies
 
 
 def _load_weights(network: nn.Module, file: Path, body: bytes) -> None:

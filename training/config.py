@@ -230,6 +230,7 @@ class LogConfig:
         keep_checkpoints: the latest ones that stay, beside the best.
         evaluate_images: how many images each checkpoint's FID is of; 0 measures nothing. FID of fewer images reads
             higher, and is less certain.
+        tensorboard: event files in the run's `tensorboard/` too; needs ganserve[tensorboard].
         evaluator: the evaluator's .safetensors file; none for the packaged one, which is for MNIST alone.
     """
 
@@ -238,6 +239,7 @@ class LogConfig:
     checkpoint_every_steps: int = 500
     keep_checkpoints: int = 3
     evaluate_images: int = 5000
+    tensorboard: bool = False
     evaluator: str | None = None
 
     def __post_init__(self) -> None:

@@ -46,6 +46,42 @@ MEANINGS: Final = {
     "label_accuracy_worst": "the same, of the class where it is least",
 }
 
+_FAULTS: Final = {  # what it means when a number is far below real images'
+    "precision": "bad images",
+    "density": "bad images",
+    "recall": "variety is lost",
+    "coverage": "variety is lost",
+    "diversity": "images are alike",
+    "label_accuracy": "wrong classes",
+    "label_accuracy_worst": "a class is often wrong",
+}
+_MOST: Final = {  # what may not be exceeded, and what it means when it is
+    "memorised": (0.03, "copies of training images"),
+    "class_distance": (0.05, "some classes come too often"),
+}
+
+
+def verdict(name: str, value: float, real: float) -> str:
+    """In a few words, what a number says beside that of real images; nothing for one that has no better or worse."""
+    if name == "fid":
+        times = value / real if real else float("inf")
+        if times < 1.15:
+            return "as real images"
+        grade = (
+            "near real images" if times < 2 else "good" if times < 6 else "visibly worse" if times < 50 else "broken"
+        )
+        return f"{grade}: {times:.3g} x real images'"
+    if name in _MOST:
+        limit, fault = _MOST[name]
+        return "fine" if value <= limit else fault
+    if name not in _FAULTS:
+        return ""
+    share = value / real if real else float("inf")
+    if share >= 0.99:
+        return "as real images"
+    return f"{share:.1%} of real images'" + (f": {_FAULTS[name]}" if share < 0.9 else "")
+
+
 Report = Callable[[str, int, int], None]  # stage, done, total
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ganserve.errors import ConfigError
+from ganserve.errors import EvaluationError
 from training.config import TrainingConfig
 from training.data import Dataset
 from training.evaluate import Reference, load_reference, quick_quality
@@ -45,22 +45,12 @@ class Judge:
         """Reads the evaluator, and what it judges by at the first checkpoint.
 
         Raises:
-            ConfigError: `log.evaluator` was made for other data.
-            EvaluationError: it cannot be read.
+            EvaluationError: `log.evaluator` was made for other data, or cannot be read.
         """
         self._config = config
         self._dataset = dataset
         self._device = device
-        named = config.log.evaluator
-        self._evaluator: Evaluator | None = Evaluator.load(None if named is None else Path(named))
-        if self._evaluator.facts.train_digest != dataset.digest:
-            if named is not None:
-                raise ConfigError(
-                    f"log.evaluator {named} was made for {self._evaluator.facts.dataset}, not for this {dataset.name}",
-                    hint="ganserve train-evaluator --data DIR --out FILE.safetensors makes one",
-                )
-            logger.info("no evaluator for %s: FID is not measured; ganserve train-evaluator makes one", dataset.name)
-            self._evaluator = None
+        self._evaluator = find_evaluator(config.log.evaluator, dataset.name, dataset.digest)
 
     def __call__(self, generator: Generator) -> Judgement:
         """Latents of seed 0, and labels as frequent as in real images."""
@@ -84,3 +74,26 @@ class Judge:
     def _real_spread(self) -> float:
         images, labels = self._dataset.images, self._dataset.labels
         return class_spread(images, labels if self._config.conditional else np.zeros_like(labels)) or 1.0
+
+
+def find_evaluator(path: str | None, dataset: str, train_digest: str) -> Evaluator | None:
+    """What can judge a data set's images: the evaluator at `path`, or the packaged one if the data are MNIST.
+
+    Args:
+        path: `log.evaluator` of a run, or None.
+        dataset: the data set's name, for the log and the error.
+        train_digest: of its train split.
+
+    Raises:
+        EvaluationError: the one at `path` was made for other data, or cannot be read.
+    """
+    evaluator = Evaluator.load(None if path is None else Path(path))
+    if evaluator.facts.train_digest == train_digest:
+        return evaluator
+    if path is not None:
+        raise EvaluationError(
+            f"evaluator {path} was made for {evaluator.facts.dataset}, not for this {dataset}",
+            hint="ganserve train-evaluator --data DIR --out FILE.safetensors makes one",
+        )
+    logger.info("no evaluator for %s: FID is not measured; ganserve train-evaluator makes one", dataset)
+    return None

@@ -25,6 +25,7 @@ from training.judge import Judge
 from training.progress import Progress, SilentProgress
 from training.record import Record
 from training.state import TrainingState, new_state
+from training.tensorboard import check_installed
 from training.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,9 @@ def train(
         (run / "sheets").mkdir(parents=True, exist_ok=True)
         with run_dir.locked(run):
             _check_run(run, config, resume=resume)  # again: another process may have been here before the lock
+            run_dir.remove_leftovers(run)
+            if config.log.tensorboard:
+                check_installed()  # before anything is written
             judge = Judge(config, dataset, target) if config.log.evaluate_images else None
             state = new_state(config, dataset.facts, target)
             finished = _resume(run, state, config, dataset) if resume else None
@@ -144,7 +148,7 @@ def _loop(
     turns = Turns(config, state, dataset, device)
     record = Record(config, run, state, dataset, device, progress, judge)
     first_step, seconds_before, started = state.step + 1, state.seconds, time.monotonic()
-    with _signals() as received:
+    with contextlib.closing(record), _signals() as received:
         for step in range(first_step, config.steps + 1):
             quantities = turns.take(step)
             state.step = step

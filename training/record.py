@@ -18,6 +18,7 @@ from training.health import Watch, check_weights, diagnose, layer_gradients
 from training.judge import Judge, Judgement
 from training.progress import Progress
 from training.state import TrainingState
+from training.tensorboard import TensorBoard
 
 
 class Record:
@@ -49,6 +50,7 @@ class Record:
         self._watch = Watch(device, state.recent)
         self._judge = judge
         self._shown: set[str] = set()  # names of symptoms: each is said once, and the result has them all
+        self._board = TensorBoard(run, step=state.step) if config.log.tensorboard else None
         self._sheet_latents, self._sheet_labels = pictures.sheet_inputs(
             config.seed, config.generator.latent_dim, state.generator.num_classes, device
         )
@@ -90,6 +92,11 @@ class Record:
         if log_due or checkpoint_due:
             self._logged_at, self._logged_step = time.monotonic(), step
 
+    def close(self) -> None:
+        """The loop is over, however it ended."""
+        if self._board is not None:
+            self._board.close()
+
     def _log(self, judged: Judgement | None) -> None:
         state = self._state
         gradients = {
@@ -110,6 +117,8 @@ class Record:
         if symptoms:
             line["health"] = [dataclasses.asdict(one) for one in symptoms]
         run_dir.append_metrics(self._run, line)
+        if self._board is not None:
+            self._board.logged(line)
         self._progress.logged(self.point)
         for symptom in symptoms:
             if symptom.name not in self._shown:
@@ -133,6 +142,8 @@ class Record:
         sheet = run_dir.sheet_path(self._run, self._state.step)
         png = pictures.sheet_png(self._state.shown_generator, self._sheet_latents, self._sheet_labels)
         atomic.write_file(sheet, png)
+        if self._board is not None:
+            self._board.wrote_sheet(sheet, self._state.step)
         self._progress.wrote("sheet", sheet)
 
     def _write_checkpoint(self) -> None:

@@ -239,6 +239,20 @@ def remove_later_checkpoints(run: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
+def remove_leftovers(run: Path) -> None:
+    """Removes what earlier processes that were killed did not finish writing; the caller holds the run's lock.
+
+    A writer removes the leftovers of the name that it writes, and a checkpoint's may never come again: one of the step
+    where SIGTERM found the run.
+    """
+    for folder in (run, run / "sheets", run / "checkpoints"):
+        for path in filter(atomic.is_temporary, folder.iterdir() if folder.is_dir() else ()):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def write_config(run: Path, config: TrainingConfig) -> None:
     """Saves the resolved configuration."""
     atomic.write_file(run / CONFIG_FILE, (json.dumps(to_dict(config), indent=2) + "\n").encode())

@@ -51,6 +51,7 @@ from ganserve.errors import BodyTooLargeError, RequestError, SlowRequestError
 logger = logging.getLogger(__name__)
 
 MAX_PIPELINED = 64  # unanswered requests on one connection; more are not parsed, then left in the socket
+MAX_PIPELINED_ROWS = 256  # the same for images: a client that reads nothing is owed these and one more request's
 _SLICE_BYTES = 2048  # parsed at once: a request, or a few dozen of the smallest
 _MESSAGES_A_TURN = 16  # requests of one connection in one turn of the loop: then others have theirs
 _MAX_HEAD_BYTES = 1 << 16
@@ -114,13 +115,14 @@ class _Head:
 class _Exchange:
     """One of our requests on a connection, until its answer is written."""
 
-    __slots__ = ("body", "head", "keep_alive", "response", "started_at", "undo")
+    __slots__ = ("body", "head", "keep_alive", "response", "rows", "started_at", "undo")
 
     def __init__(self, head: _Head) -> None:
         self.head = head
         self.keep_alive = head.keep_alive
         self.body: list[bytes] = []
         self.response: Response | None = None
+        self.rows = 0  # that were asked for, once that is known
         self.started_at = 0.0  # only where there is an access log
         self.undo: Any = None  # called if the client leaves: what stops the work
 
@@ -138,6 +140,8 @@ class FastProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport, self._reading_changed)
         self._waiting: deque[_Exchange] = deque()
+        self._owed_rows = 0  # of those in the queue that have begun
+        self._held: deque[tuple[_Exchange, bytes]] = deque()  # those that have not, with their bodies
         self._receiving: _Exchange | None = None
         self._stash: deque[memoryview] = deque()  # what was read and is not parsed yet
         self._feed_handle: asyncio.Handle | None = None
@@ -167,6 +171,7 @@ class FastProtocol(HttpToolsProtocol):
             if self.door.access_log is not None:
                 self._log(exchange, exchange.head.identity or new_request_id(), None)
         self._waiting.clear()
+        self._held.clear()
         self.pipeline.clear()
         super().connection_lost(exc)
 
@@ -237,8 +242,8 @@ class FastProtocol(HttpToolsProtocol):
 
     def _blocked(self) -> bool:
         """Whether nothing more may be parsed now: uvicorn or a slow reader says so, or enough answers are owed."""
-        owed = len(self._waiting) + len(self.pipeline)
-        return self.flow.read_paused or self.flow.write_paused or (owed >= MAX_PIPELINED and not self._in_message)
+        enough = len(self._waiting) + len(self.pipeline) >= MAX_PIPELINED or bool(self._held)
+        return self.flow.read_paused or self.flow.write_paused or (enough and not self._in_message)
 
     def _set_reading(self, wanted: bool) -> None:
         if wanted == self._stopped_reading and not self.transport.is_closing():
@@ -322,7 +327,11 @@ class FastProtocol(HttpToolsProtocol):
             super().on_message_complete()
         elif exchange.response is None:
             self._remember(exchange.head)
-            self._begin(exchange, exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body))
+            body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
+            if self._held or self._owes_enough():
+                self._held.append((exchange, body))
+            else:
+                self._begin(exchange, body)
 
     def on_response_complete(self) -> None:
         """Uvicorn has answered one of its requests."""
@@ -410,17 +419,34 @@ class FastProtocol(HttpToolsProtocol):
             limit = self.door.settings.max_body_bytes
             request = make_request(head.match, head.method, head.path, head.query, head.mapping, body, limit)
             if len(body) > INLINE_BODY_BYTES:
+                self._owe(exchange, MAX_PIPELINED_ROWS)  # nobody knows yet
                 self._in_task(exchange, respond(head.match, request, context))
                 return
             outcome = head.match.handler(request, context)
             if isinstance(outcome, Response):
                 self._answer(exchange, outcome)
-            elif is_cheap(outcome):
+                return
+            self._owe(exchange, outcome.rows)
+            if is_cheap(outcome):
                 self._queue(exchange, outcome, context)
             else:
                 self._in_task(exchange, work_off(outcome, context))
         except Exception as err:  # whatever it is, the client gets an answer and the connection lives
             self._answer(exchange, tell(err, head.path))
+
+    def _owe(self, exchange: _Exchange, rows: int) -> None:
+        """Images take memory from when they are computed until the client has read them."""
+        exchange.rows = rows
+        self._owed_rows += rows
+
+    def _owes_enough(self) -> bool:
+        """Whether the next request of this connection has to wait until the client has read some more."""
+        return self._owed_rows >= MAX_PIPELINED_ROWS or self.flow.write_paused
+
+    def _begin_held(self) -> None:
+        """Begins what had to wait, as far as there is room."""
+        while self._held and not self._owes_enough():
+            self._begin(*self._held.popleft())
 
     def _queue(self, exchange: _Exchange, work: Work, context: Context) -> None:
         """Puts the rows into the batch of this turn of the loop."""
@@ -468,6 +494,7 @@ class FastProtocol(HttpToolsProtocol):
         keep_alive = True
         while keep_alive and self._waiting and (response := self._waiting[0].response) is not None:
             exchange = self._waiting.popleft()
+            self._owed_rows -= exchange.rows
             keep_alive = exchange.keep_alive and response.headers.get("connection") != "close"
             identity = exchange.head.identity or new_request_id()
             try:
@@ -488,6 +515,7 @@ class FastProtocol(HttpToolsProtocol):
         if not self._waiting and self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
+        self._begin_held()
         if self._stash:
             self._feed_soon()
 
@@ -572,10 +600,14 @@ class FastProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """It has caught up."""
         super().resume_writing()
+        self._begin_held()
         self._feed_soon()
 
     def shutdown(self) -> None:
         """The server is stopping: what was accepted is answered, then the connection closes."""
+        for _ in range(len(self._held)):  # the last in the queue, not begun: the client asks again where it is told to
+            self._waiting.pop()
+        self._held.clear()
         if self._uvicorns_turn() or self.pipeline or not self._waiting:
             super().shutdown()  # it looks at its last cycle, which is the last of all
         else:

@@ -12,13 +12,16 @@ from PIL import Image
 
 from exporters import build as build_module
 from exporters.build import Step, build_artifact
-from exporters.onnx_export import OPSETS
-from exporters.parity import BATCH_ROWS, LIMITS, probes, pytorch_images, pytorch_pixels
+from exporters.parity import probes, pytorch_images, pytorch_pixels
 from exporters.torchscript_export import METADATA_FILE
 from ganserve import imaging
 from ganserve.artifact import CARD, GOLDEN, ONNX, ONNX_FLOAT16, ONNX_IMAGES, SAMPLES, TORCHSCRIPT, open_artifact
 from ganserve.engine import Engine
 from ganserve.errors import ArtifactError, CheckpointError, ExportError, ParityError
+from ganserve.fitness import OPSETS
+from ganserve.inspection import inspect_graphs
+from ganserve.proof import BATCH_ROWS, LIMITS
+from ganserve.verify import verify
 from tests.runs import make_checkpoint, write_idx_folder
 from training.checkpoint import load_generator
 
@@ -40,6 +43,8 @@ def artifact_path(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 VARIANTS = {
     "conv, unconditional": ["conditional=false", "wrong_label_weight=0"],
     "conv without normalisation": ["generator.norm=none"],
+    "residual": ["generator.kind=residual", "generator.width=4"],
+    "subpixel": ["generator.kind=subpixel"],
     "mlp, conditional": ["generator.kind=mlp", "discriminator.kind=mlp"],
     "mlp, unconditional": ["generator.kind=mlp", "conditional=false", "wrong_label_weight=0"],
 }
@@ -56,6 +61,8 @@ def test_every_family_is_exported(overrides: list[str], tmp_path: Path) -> None:
     formats = {(row.format, row.batch_rows) for row in artifact.manifest.parity}
     assert formats == {(format, rows) for format in LIMITS for rows in BATCH_ROWS}
     assert Engine(artifact, device="cpu").provider == "CPUExecutionProvider"
+    assert verify(str(artifact.path)).passed
+    assert all(facts.multiply_adds for facts in inspect_graphs(artifact))
 
 
 def test_the_article_recipe_is_exported(tmp_path: Path) -> None:
@@ -120,6 +127,18 @@ def test_graph_is_portable(artifact_path: Path) -> None:
     assert metadata["ganserve.labels"] == "0,1,2,3,4,5,6,7,8,9"
     assert metadata["ganserve.value_range"] == "-1,1"
     assert "ganserve.dataset_license" not in metadata  # it is known of the packaged MNIST alone
+
+
+def test_what_was_exported_is_verified(artifact_path: Path) -> None:
+    """Every format that was written passes again without torch, what its file says of itself included."""
+    found = verify(str(artifact_path))
+    assert found.passed, [check for check in found.checks if check.result == "fail"]
+    for file in (ONNX, ONNX_FLOAT16, ONNX_IMAGES):
+        results = {check.name: check.result for check in found.checks if check.file == file}
+        assert results.pop("parity") == "skip"
+        assert set(results.values()) == {"pass"}
+    needs = {(check.file, check.name) for check in found.checks if check.result == "skip"}
+    assert {(TORCHSCRIPT, "images"), (TORCHSCRIPT, "parity")} < needs
 
 
 def test_two_exports_are_the_same_bytes(checkpoint: Path, artifact_path: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_nothing_is_left_of_the_statistics(kind: str, conditional: bool) -> None
 def test_the_graph_scales_by_no_channel(kind: str, conditional: bool) -> None:
     """Of the normalisations, the ONNX graph keeps at most look-ups by label: it multiplies by no constant vector.
 
-    An Add of a constant vector is allowed beside a MatMul alone, where it is that layer's bias.
+    An Add of a constant vector is allowed beside a MatMul or a ConvTranspose alone, where it is that layer's bias.
     """
     graph = onnx.load_from_string(export_onnx(ExportedGenerator(build(kind, conditional=conditional)), {})).graph
     vectors = {tensor.name for tensor in graph.initializer if np.prod(tensor.dims) > 1}
@@ -78,7 +78,7 @@ def test_the_graph_scales_by_no_channel(kind: str, conditional: bool) -> None:
         if node.op_type in ("Mul", "Div", "Sub"):
             assert not vectors.intersection(node.input), node
         if node.op_type == "Add" and vectors.intersection(node.input):
-            assert "MatMul" in {made_by.get(name) for name in node.input}, node
+            assert {"MatMul", "ConvTranspose"}.intersection(made_by.get(name) for name in node.input), node
 
 
 def test_training_mode_is_refused() -> None:

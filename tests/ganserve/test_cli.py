@@ -48,7 +48,7 @@ def test_help_and_version(tmp_path: Path) -> None:
     """--help names every command, each command's help has examples, --version prints the version."""
     listed = run("--help", cwd=tmp_path)
     assert listed.returncode == 0
-    for command in ("train", "export", "sample", "inspect", "doctor"):
+    for command in ("train", "report", "export", "evaluate", "sample", "bench", "inspect", "verify", "doctor"):
         assert command in listed.stdout
         assert "Example" in run(command, "--help", cwd=tmp_path).stdout
     assert run("--version", cwd=tmp_path).stdout.strip() == __version__
@@ -105,13 +105,18 @@ def test_sample_writes_what_it_says(tmp_path: Path) -> None:
 
 
 def test_inspect_is_table_and_json(tmp_path: Path) -> None:
-    """`inspect` shows digests whole, and as JSON gives the manifest."""
+    """`inspect` shows digests whole and what an image costs, and as JSON gives both and the manifest."""
     artifact = make_artifact(tmp_path / "digits")
     shown = run("inspect", "digits", cwd=tmp_path)
     assert f"digest     {artifact.digest}\n" in shown.stdout
+    for text in ("Sigmoid", "12,544", "us/image at batch", "64: "):
+        assert text in shown.stdout
     document = json.loads(run("inspect", "digits", "--json", cwd=tmp_path).stdout)
     assert document["digest"] == artifact.digest
     assert document["manifest"]["name"] == "mnist"
+    (graph,) = document["graphs"]
+    assert (graph["multiply_adds"], graph["operators"]["MatMul"]) == (16 * 784, 1)
+    assert set(graph["us_per_image"]) == {"1", "16", "64"}
 
 
 def test_doctor_exit_code(tmp_path: Path) -> None:

@@ -1,6 +1,11 @@
+import hashlib
+import io
 import json
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,28 +99,92 @@ def test_no_checkpoint_is_an_error(tmp_path: Path) -> None:
         load_generator(tmp_path / "nowhere")
 
 
-def test_a_state_of_another_schema_is_refused(checkpoint: Path) -> None:
-    """A checkpoint written by a later version is not half understood."""
+def _rewrite(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes what state.json says, with the digest that fits: what an attacker would do."""
     from training import checkpoint as module
 
     document = json.loads((checkpoint / "state.json").read_text())
-    document["state"]["schema_version"] = 2
+    change(document["state"])
     document["sha256"] = module._sha256(module._canonical(document["state"]))
     (checkpoint / "state.json").write_text(json.dumps(document))
+
+
+def _put(checkpoint: Path, name: str, content: bytes) -> None:
+    """Puts a file into a checkpoint with the digest that fits."""
+    (checkpoint / name).write_bytes(content)
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    _rewrite(checkpoint, lambda state: state["files"].update({name: entry}))
+
+
+class _Evil:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Ends the process that loads it."""
+        return os._exit, (3,)
+
+
+def _torch_file() -> bytes:
+    stream = io.BytesIO()
+    torch.save({"weight": _Evil()}, stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(_Evil()),
+        _torch_file(),
+        (1 << 40).to_bytes(8, "little") + b"{}",
+        b'\x40\0\0\0\0\0\0\0{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}',
+    ],
+    ids=["pickle", "torch.save", "a header of a terabyte", "a tensor of four terabytes"],
+)
+def test_weights_that_are_no_safetensors_are_refused_and_not_run(checkpoint: Path, content: bytes) -> None:
+    """A pickle under a weight file's name, with the digest that fits, is an error, and its code does not run."""
+    _put(checkpoint, "generator_ema.safetensors", content)
+    with pytest.raises(CheckpointError, match=r"generator_ema\.safetensors is not a safetensors file"):
+        load_generator(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x.safetensors", "a/b.safetensors", "weights.pt", ""])
+def test_files_elsewhere_are_not_read(checkpoint: Path, name: str) -> None:
+    """A checkpoint's files have plain names of weights: nothing absolute, nothing above, no other kind."""
+    _rewrite(checkpoint, lambda state: state["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
+    with pytest.raises(CheckpointError, match="plain names of safetensors are expected"):
+        verify_checkpoint(checkpoint)
+
+
+def test_files_that_are_none_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
+    """A link, a pipe and a file of ten gigabytes are refused before a byte is read."""
+    file = checkpoint / "rng.safetensors"
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"rng\.safetensors: it is a symbolic link"):
+        verify_checkpoint(checkpoint)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(CheckpointError, match=r"rng\.safetensors is not a regular file"):
+        verify_checkpoint(checkpoint)
+    file.unlink()
+    (tmp_path / "elsewhere").rename(file)
+    os.truncate(file, 10 << 30)
+    with pytest.raises(CheckpointError, match="has 10737418240 bytes, at most"):
+        verify_checkpoint(checkpoint)
+
+
+def test_a_state_of_another_schema_is_refused(checkpoint: Path) -> None:
+    """A checkpoint written by a later version is not half understood."""
+    _rewrite(checkpoint, lambda state: state.update(schema_version=2))
     with pytest.raises(CheckpointError, match="has schema version 2, not 1"):
         verify_checkpoint(checkpoint)
 
 
 def test_classes_without_names_are_called_by_their_numbers(checkpoint: Path) -> None:
     """A checkpoint from before classes had names says how many there are; names survive the round trip as they are."""
-    from training import checkpoint as module
-
     assert verify_checkpoint(checkpoint).dataset.class_names == ("0", "1", "2")
-    document = json.loads((checkpoint / "state.json").read_text())
-    del document["state"]["dataset"]["class_names"]
-    document["state"]["dataset"]["num_classes"] = 3
-    document["sha256"] = module._sha256(module._canonical(document["state"]))
-    (checkpoint / "state.json").write_text(json.dumps(document))
+    _rewrite(checkpoint, lambda state: state["dataset"].pop("class_names"))
+    _rewrite(checkpoint, lambda state: state["dataset"].update(num_classes=3))
     assert verify_checkpoint(checkpoint).dataset.class_names == ("0", "1", "2")
 
 

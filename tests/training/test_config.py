@@ -152,7 +152,7 @@ def test_a_wrong_recipe_file_is_refused(tmp_path: Path, toml: str, message: str)
 def test_an_unknown_recipe_offers_the_nearest() -> None:
     """A mistyped name is answered with the names there are."""
     with pytest.raises(
-        ConfigError, match="there is no recipe 'quik'; there are best, hinge, lsgan, quick, r3gan, seed, wgan-gp"
+        ConfigError, match="there is no recipe 'quik'; there are best, fast, hinge, lsgan, quick, r3gan, seed, wgan-gp"
     ) as caught:
         load_recipe("quik")
     assert caught.value.hint == "did you mean quick?"

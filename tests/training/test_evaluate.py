@@ -10,7 +10,7 @@ from ganserve.artifact import PRETRAINED, open_artifact
 from ganserve.engine import Engine
 from ganserve.errors import EvaluationError
 from ganserve.latents import draw
-from training.evaluate import Reference, load_reference, quality, quick_quality
+from training.evaluate import Reference, load_reference, quality, quick_quality, verdict
 from training.evaluation.evaluator import Evaluator
 from training.evaluation.targets import labels_like
 
@@ -161,3 +161,25 @@ def test_the_pretrained_digits_are_what_the_docs_say():
     assert found["coverage"] >= 0.95 * floor["coverage"]
     assert found["label_accuracy"] >= floor["label_accuracy"] - 0.001
     assert found["memorised"] <= floor["memorised"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mark", "words"),
+    [
+        ("fid", 0.04, 0.0388, "as real images"),
+        ("fid", 0.0515, 0.0388, "near real images: 1.33 x real images'"),
+        ("fid", 0.146, 0.0388, "good: 3.76 x real images'"),
+        ("fid", 1.0, 0.0388, "visibly worse: 25.8 x real images'"),
+        ("fid", 66.0, 0.0388, "broken: 1.7e+03 x real images'"),
+        ("recall", 0.9497, 0.9508, "as real images"),
+        ("recall", 0.9097, 0.9508, "95.7% of real images'"),
+        ("recall", 0.3, 0.95, "31.6% of real images': variety is lost"),
+        ("memorised", 0.002, 0.01, "fine"),
+        ("memorised", 0.5, 0.01, "copies of training images"),
+        ("class_distance", 0.9, 0.02, "some classes come too often"),
+        ("kid", 0.1, 0.0, ""),
+    ],
+)
+def test_numbers_are_put_into_words(name: str, value: float, mark: float, words: str) -> None:
+    """Beside real images' number, which says how much there is to reach."""
+    assert verdict(name, value, mark) == words

@@ -3,9 +3,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,35 +109,6 @@ def test_four_steps_are_two_and_two(make_config: MakeConfig, tmp_path: Path, ove
     resumed = train(config, tmp_path / "half", resume=True)
     assert (resumed.steps, resumed.interrupted_by) == (4, None)
     assert outcome(whole.run) == outcome(resumed.run)
-
-
-@pytest.mark.parametrize("resume_at", [0, 1, 2])
-def test_a_killed_run_resumes_to_the_same_bits(make_config: MakeConfig, tmp_path: Path, resume_at: int) -> None:
-    """SIGKILL at any moment: the resumed run ends with the bits of an uninterrupted one, and with its metrics."""
-    config = make_config("steps=60", "log.every_steps=7", "log.checkpoint_every_steps=10", "log.sheet_every_steps=60")
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    code = (
-        "import json, sys, time; from pathlib import Path\n"
-        "from training.config import from_dict; from training.loop import train\n"
-        "from training.progress import SilentProgress\n"
-        "class Slow(SilentProgress):\n"
-        "    def stepped(self, step): time.sleep(0.01)\n"
-        "train(from_dict(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]), progress=Slow())\n"
-    )
-    run = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "config.json", run])
-    try:
-        deadline = time.monotonic() + 60
-        while len(run_dir.checkpoints(run)) < resume_at or not (run / "config.json").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
-    resumed = train(config, run, resume=True)
-    assert resumed.steps == 60
-    assert outcome(train(config, tmp_path / "whole").run) == outcome(run)
 
 
 def test_sigterm_ends_with_a_checkpoint_of_the_last_step(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -36,8 +36,10 @@ def labels_like(test: Dataset, count: int, seed: int) -> Labels:
     return np.asarray(test.labels[order[np.arange(count) % len(order)]])
 
 
-def checkpoint_images(checkpoint: Path, test: Dataset, count: int, seed: int) -> Images:
+def checkpoint_images(checkpoint: Path, train: Dataset, test: Dataset, count: int, seed: int) -> Images:
     """Images of a checkpoint's generator: latents of `seed`, labels of `labels_like`.
+
+    It may have been trained on other images of the same classes, a part of `train` for example; `source` says so.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -52,7 +54,11 @@ def checkpoint_images(checkpoint: Path, test: Dataset, count: int, seed: int) ->
         )
     labels = None if network.num_classes is None else labels_like(test, count, seed)
     pixels = draw_images(network, labels, count, seed, device=torch.device("cpu"))
-    return Images(pixels=pixels, labels=labels, source=f"{checkpoint}, seed {seed}")
+    data = trained.dataset
+    elsewhere = (
+        "" if data.digest == train.digest else f", trained on other data ({data.name}, digest {data.digest[:12]}…)"
+    )
+    return Images(pixels=pixels, labels=labels, source=f"{checkpoint}, seed {seed}{elsewhere}")
 
 
 def draw_images(network: Generator, labels: Labels | None, count: int, seed: int, *, device: torch.device) -> Pixels:

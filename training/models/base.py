@@ -4,6 +4,7 @@ import abc
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 ImageShape = tuple[int, int, int]  # channels, height, width
@@ -163,6 +164,30 @@ class LatentInput(nn.Module):
         return hidden if self.label is None else hidden + self.label(labels)
 
 
+class DoubledConv(nn.Conv2d):
+    """Each pixel twice in both directions, cropped to `size`; then a 3 x 3 convolution, padded by one."""
+
+    def __init__(self, before: int, after: int, size: Size, *, bias: bool) -> None:
+        super().__init__(before, after, 3, padding=1, bias=bias)
+        self.size = size
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """float32 [N, before, ceil(H / 2), ceil(W / 2)] -> [N, after, H, W], H and W being `size`."""
+        return super().forward(doubled(hidden, self.size))
+
+
+class ShuffledConv(nn.Conv2d):
+    """A 3 x 3 convolution to 2 x 2 cells a pixel, which become pixels (Shi et al. 2016), cropped to `size`."""
+
+    def __init__(self, before: int, after: int, size: Size, *, bias: bool) -> None:
+        super().__init__(before, 4 * after, 3, padding=1, bias=bias)
+        self.size = size
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """float32 [N, before, ceil(H / 2), ceil(W / 2)] -> [N, after, H, W], H and W being `size`."""
+        return crop(functional.pixel_shuffle(super().forward(hidden), 2), self.size)
+
+
 def output_activation(output: str) -> nn.Module:
     """The layer that brings images into the range of `output`, tanh or sigmoid."""
     return nn.Tanh() if output == "tanh" else nn.Sigmoid()
@@ -205,6 +230,11 @@ def halvings(size: Size, times: int) -> list[Size]:
         height, width = sizes[-1]
         sizes.append((-(-height // 2), -(-width // 2)))
     return sizes
+
+
+def doubled(hidden: Tensor, size: Size) -> Tensor:
+    """[N, C, ceil(H / 2), ceil(W / 2)] with each pixel twice in both directions, cropped to `size`: [N, C, H, W]."""
+    return crop(functional.interpolate(hidden, scale_factor=2.0, mode="nearest"), size)
 
 
 def crop(hidden: Tensor, size: Size) -> Tensor:

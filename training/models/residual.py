@@ -7,6 +7,7 @@ from torch.nn import functional
 from training.config import DiscriminatorConfig, GeneratorConfig
 from training.models.base import (
     Discriminator,
+    DoubledConv,
     Generator,
     ImageShape,
     LatentInput,
@@ -14,7 +15,7 @@ from training.models.base import (
     Norm,
     Size,
     activation,
-    crop,
+    doubled,
     halvings,
     normalize_spectrally,
     output_activation,
@@ -78,7 +79,7 @@ class DoublingBlock(nn.Module):
         super().__init__()
         bias = config.norm == "none"
         self.size = size
-        self.first = nn.Conv2d(before, after, 3, padding=1, bias=bias)
+        self.first = DoubledConv(before, after, size, bias=bias)
         self.first_norm = Norm(config.norm, after, spatial=True, num_classes=num_classes)
         self.first_activation = activation(config.activation, after, config.negative_slope)
         self.second = nn.Conv2d(after, after, 3, padding=1, bias=bias)
@@ -88,13 +89,10 @@ class DoublingBlock(nn.Module):
 
     def forward(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
         """float32 [N, before, ceil(H / 2), ceil(W / 2)], labels int64 [N] if conditional -> [N, after, H, W]."""
-        shortcut = self._doubled(self.shortcut(hidden))  # a 1 x 1 convolution gives the same before and after
-        hidden = self.first_activation(self.first_norm(self.first(self._doubled(hidden)), labels))
+        shortcut = doubled(self.shortcut(hidden), self.size)  # a 1 x 1 convolution gives the same before and after
+        hidden = self.first_activation(self.first_norm(self.first(hidden), labels))
         images: Tensor = self.second_activation(self.second_norm(self.second(hidden), labels) + shortcut)
         return images
-
-    def _doubled(self, hidden: Tensor) -> Tensor:
-        return crop(functional.interpolate(hidden, scale_factor=2.0, mode="nearest"), self.size)
 
 
 class ResidualDiscriminator(Discriminator):

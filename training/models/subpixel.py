@@ -1,7 +1,5 @@
 """Convolutions at the low resolution, and a pixel shuffle to the next (Shi et al. 2016)."""
 
-import itertools
-
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +9,8 @@ from training.models.base import (
     ImageShape,
     LatentInput,
     Norm,
+    ShuffledConv,
     activation,
-    crop,
     halvings,
     output_activation,
 )
@@ -30,12 +28,12 @@ class SubpixelGenerator(Generator):
         self.latent_dim = config.latent_dim
         self.num_classes = num_classes
         self.value_range = config.value_range
-        self.sizes = halvings(image_shape[1:], config.depth)[::-1]
+        sizes = halvings(image_shape[1:], config.depth)[::-1]
         channels = [config.width * 2**level for level in range(config.depth)][::-1]
         bias = config.norm == "none"  # a normalisation takes any bias away again
 
-        self.start_shape = (channels[0], *self.sizes[0])
-        start = channels[0] * self.sizes[0][0] * self.sizes[0][1]
+        self.start_shape = (channels[0], *sizes[0])
+        start = channels[0] * sizes[0][0] * sizes[0][1]
         self.input = LatentInput(config.latent_dim, start, num_classes, bias=bias)
         self.norms = nn.ModuleList(
             Norm(config.norm, count, spatial=True, num_classes=num_classes) for count in channels
@@ -44,10 +42,10 @@ class SubpixelGenerator(Generator):
             activation(config.activation, count, config.negative_slope) for count in channels
         )
         self.doublings = nn.ModuleList(
-            nn.Conv2d(before, 4 * after, 3, padding=1, bias=bias) for before, after in itertools.pairwise(channels)
+            ShuffledConv(before, after, size, bias=bias)
+            for before, after, size in zip(channels, channels[1:], sizes[1:], strict=False)
         )
-        self.doublings.append(nn.Conv2d(channels[-1], 4 * image_shape[0], 3, padding=1))
-        self.shuffle = nn.PixelShuffle(2)
+        self.doublings.append(ShuffledConv(channels[-1], image_shape[0], sizes[-1], bias=True))
         self.output = output_activation(config.output)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -55,13 +53,11 @@ class SubpixelGenerator(Generator):
         hidden = self.input(latents, labels).unflatten(1, self.start_shape)
         if self.training:  # the layout that the layers behind it like, as in conv.py
             hidden = hidden.contiguous(memory_format=torch.channels_last)
-        for norm, activate, doubling, size in zip(
-            self.norms, self.activations, self.doublings, self.sizes[1:], strict=True
-        ):
-            hidden = crop(self.shuffle(doubling(activate(norm(hidden, labels)))), size)
+        for norm, activate, doubling in zip(self.norms, self.activations, self.doublings, strict=True):
+            hidden = doubling(activate(norm(hidden, labels)))
         images: Tensor = self.output(hidden)
         return images
 
     def normalized_layers(self) -> list[tuple[nn.Module, Norm]]:
-        """See `Generator.normalized_layers`; between a convolution and its normalisation lies the shuffle."""
+        """See `Generator.normalized_layers`; a convolution's own shuffle comes before its normalisation."""
         return list(zip([self.input, *self.doublings[:-1]], self.norms, strict=True))  # type: ignore[arg-type]  # as in conv.py

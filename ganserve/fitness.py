@@ -7,12 +7,14 @@ may run on the CPU between two that do not.
 from collections.abc import Sequence
 from typing import Final
 
-import onnx
-
 from ganserve.artifact import GraphSpec
 from ganserve.errors import ExportError
+from ganserve.onnx_reader import Model, Node
 
+OPSETS = range(17, 27)  # every one of them is exported, proven and run by the tests
 TENSOR_CORE_MULTIPLE = 8  # float16 channels that tensor cores take without padding
+
+PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})  # whose second input is weights
 
 # Operators whose result, or whose next node, the CPU has to look at.
 HOST_OPERATORS: Final = frozenset(
@@ -41,6 +43,7 @@ CUDA_KERNELS: Final = {
     "Concat": 13,
     "Conv": 11,
     "ConvTranspose": 11,
+    "DepthToSpace": 13,
     "Div": 14,
     "Gather": 13,
     "Gemm": 13,
@@ -51,46 +54,59 @@ CUDA_KERNELS: Final = {
     "PRelu": 16,
     "Relu": 14,
     "Reshape": 19,
+    "Resize": 19,
     "Round": 11,
     "Sigmoid": 13,
+    "Slice": 13,
     "Sub": 14,
     "Tanh": 13,
     "Transpose": 13,
     "Unsqueeze": 13,
 }
 
+# Operator -> its versions after that one, up to the last of `OPSETS`; the others have none.
+NEWER_VERSIONS: Final = {
+    "Cast": (21, 23, 24, 25),
+    "Conv": (22,),
+    "ConvTranspose": (22,),
+    "Identity": (21, 23, 24, 25),
+    "Reshape": (21, 23, 24, 25),
+    "Round": (22,),
+    "Transpose": (21, 23, 24, 25),
+    "Unsqueeze": (21, 23, 24, 25),
+}
 
-def fitness(file: str, content: bytes) -> GraphSpec:
+
+def fitness(file: str, model: Model) -> GraphSpec:
     """What a GPU makes of a graph.
 
     Args:
         file: for messages: the file's name.
-        content: a serialized ONNX model of the standard domain.
+        model: what the file holds.
 
     Raises:
         ExportError: it has a node that CUDA graphs forbid or that CUDA has no kernel for, or falls apart into islands.
     """
-    model = onnx.load_model_from_string(content)
-    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-    operators = [node.op_type for node in model.graph.node]
-    waiting = sorted(set(operators) & HOST_OPERATORS)
+    operators = {node.operator for node in model.nodes}
+    waiting = sorted(operators & HOST_OPERATORS)
     if waiting:
         raise ExportError(f"{file}: {', '.join(waiting)} need the CPU between kernels, which no CUDA graph can hold")
-    homeless = sorted(set(operators) - CUDA_KERNELS.keys())
+    homeless = sorted(operators - CUDA_KERNELS.keys())
     if homeless:
         raise ExportError(f"{file}: {', '.join(homeless)} are not among the operators known to have CUDA kernels")
-    islands = compute_islands(model.graph.node)
+    islands = compute_islands(model.nodes)
     if islands != 1:
         raise ExportError(f"{file}: the graph falls apart into {islands} islands, one is expected")
-    versions = {name: onnx.defs.get_schema(name, opset).since_version for name in set(operators)}
-    channels = _channels(model.graph)
+    newer = {
+        name: max((version for version in NEWER_VERSIONS.get(name, ()) if version <= model.opset), default=None)
+        for name in operators
+    }
+    channels = _channels(model)
     return GraphSpec(
-        opset=opset,
-        nodes=len(operators),
+        opset=model.opset,
+        nodes=len(model.nodes),
         compute_islands=islands,
-        newer_kernels=tuple(
-            f"{name}-{version}" for name, version in sorted(versions.items()) if version > CUDA_KERNELS[name]
-        ),
+        newer_kernels=tuple(f"{name}-{version}" for name, version in sorted(newer.items()) if version is not None),
         channels=channels,
         unaligned_channels=tuple(count for count in channels if count % TENSOR_CORE_MULTIPLE),
     )
@@ -107,7 +123,7 @@ def describe(spec: GraphSpec) -> str:
     return f"fit for CUDA graphs in one piece; {kernels}; {aligned}{others}"
 
 
-def compute_islands(nodes: Sequence[onnx.NodeProto]) -> int:
+def compute_islands(nodes: Sequence[Node]) -> int:
     """Groups of nodes that no tensor connects."""
     group = list(range(len(nodes)))
 
@@ -116,22 +132,21 @@ def compute_islands(nodes: Sequence[onnx.NodeProto]) -> int:
             index = group[index]
         return index
 
-    makers = {name: index for index, node in enumerate(nodes) for name in node.output}
+    makers = {name: index for index, node in enumerate(nodes) for name in node.outputs}
     for index, node in enumerate(nodes):
-        for name in node.input:
+        for name in node.inputs:
             if name in makers:
                 group[root(index)] = root(makers[name])
     return len({root(index) for index in range(len(nodes))})
 
 
-def _channels(graph: onnx.GraphProto) -> tuple[int, ...]:
+def _channels(model: Model) -> tuple[int, ...]:
     """The channels in and out of every matrix product and convolution, in order: what tensor cores multiply."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     channels: list[int] = []
-    for node in graph.node:
-        weight = shapes.get(node.input[1]) if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else None
+    for node in model.nodes:
+        weight = model.weights.get(node.inputs[1]) if node.operator in PRODUCTS else None
         if weight is None:
             continue
-        transposed = node.op_type == "Conv" or any(entry.name == "transB" and entry.i for entry in node.attribute)
-        channels += reversed(weight[:2]) if transposed else weight[:2]
+        transposed = node.operator == "Conv" or any(node.integers.get("transB", ()))
+        channels += reversed(weight.shape[:2]) if transposed else weight.shape[:2]
     return tuple(channels)

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from ganserve.artifact import ONNX, PRETRAINED, open_artifact
+from ganserve.errors import ArtifactError
+from ganserve.inspection import inspect_graphs
+from tests.artifacts import make_artifact
+
+
+def test_a_graph_is_counted_and_timed() -> None:
+    """Nodes by operator, multiply-adds, bytes and microseconds an image of the packaged artifact's one graph."""
+    (facts,) = inspect_graphs(open_artifact(PRETRAINED))
+    assert facts.file == ONNX
+    assert facts.bytes == (PRETRAINED / ONNX).stat().st_size
+    assert 0 < facts.bytes - facts.weight_bytes < 10_000
+    assert sum(facts.operators.values()) == 24
+    assert facts.operators["ConvTranspose"] == 2
+    assert facts.multiply_adds == 2_885_120
+    assert facts.us_per_image is not None
+    assert facts.us_per_image.keys() == {1, 16, 64}
+    assert all(time > 0 for time in facts.us_per_image.values())
+    assert facts.notes == ()
+
+
+def test_what_does_not_run_is_not_timed(tmp_path: Path) -> None:
+    """An artifact whose golden images do not come out is still shown, and says why it has no times."""
+    (facts,) = inspect_graphs(make_artifact(tmp_path / "a", spoil_golden=True))
+    assert facts.us_per_image is None
+    assert facts.multiply_adds == 16 * 784
+    (note,) = facts.notes
+    assert note.startswith(f"{ONNX} was not timed: golden images differ")
+
+
+def test_what_is_not_a_graph_is_an_error(tmp_path: Path) -> None:
+    """A damaged file is not inspected."""
+    made = make_artifact(tmp_path / "a")
+    with (made.path / ONNX).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ArtifactError, match="at most"):
+        inspect_graphs(made)
