@@ -32,8 +32,8 @@ check: $(VENV)/installed-dev  ## ruff, mypy strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-bench  ## time the engine beside PyTorch and the server beside others, on the newest artifact
-	$(BIN)/python benchmarks/engine.py
+bench: $(VENV)/installed-bench  ## time the formats of the newest artifact, and the server beside others
+	$(BIN)/ganserve bench
 	$(BIN)/python benchmarks/serving.py --quick
 
 clean:  ## remove the environment and caches; runs/ and artifacts/ stay

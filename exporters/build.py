@@ -17,7 +17,7 @@ from exporters import document
 from exporters.onnx_export import OPSET, check_opset, export_onnx
 from exporters.parity import probes, pytorch_images
 from exporters.quality import Quality, measure_quality
-from exporters.torchscript_export import export_torchscript, load_torchscript
+from exporters.torchscript_export import export_torchscript, torchscript_runner
 from exporters.wrapper import ExportedGenerator
 from ganserve import __version__
 from ganserve.artifact import (
@@ -52,8 +52,6 @@ from ganserve.proof import (
     RERUN_ROWS,
     THREADS,
     Labels,
-    Latents,
-    Pixels,
     Runner,
     as_pixels,
     open_images,
@@ -247,7 +245,7 @@ def _open_candidates(
             as_pixels(open_images(files[ONNX_IMAGES], THREADS), value_range),
         )
     if TORCHSCRIPT in files:
-        runners[TORCHSCRIPT] = (_torchscript_runner(files[TORCHSCRIPT]), None)
+        runners[TORCHSCRIPT] = (torchscript_runner(files[TORCHSCRIPT]), None)
     return runners
 
 
@@ -262,20 +260,6 @@ def _open_engine(candidate: Artifact, file: str, precision: Precision, threads: 
             max_abs_diff=err.max_abs_diff,
             differing_share=err.differing_share,
         ) from err
-
-
-def _torchscript_runner(content: bytes) -> Runner:
-    module = load_torchscript(content)
-
-    @torch.no_grad()
-    def run(rows: Latents, labels: Labels | None) -> Pixels:
-        inputs = [torch.from_numpy(rows)] + ([] if labels is None else [torch.from_numpy(labels)])
-        try:
-            return np.asarray(module(*inputs).numpy())
-        except RuntimeError as err:
-            raise ExportError(f"{TORCHSCRIPT} fails on {len(rows)} rows: {err}") from err
-
-    return run
 
 
 def _manifest(

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from exporters.torchscript_export import load_torchscript
+from exporters.torchscript_export import torchscript_runner
 from ganserve.artifact import TORCHSCRIPT, Artifact, open_artifact
-from ganserve.errors import CheckpointError, InferenceError
+from ganserve.errors import CheckpointError
 from ganserve.proof import Labels, Latents, Pixels, Runner
 from training.checkpoint import load_generator
 from training.data.batches import pixels_from_images
@@ -20,18 +20,9 @@ def open_torchscript(path: Path, threads: int) -> Runner:
     Raises:
         ArtifactError: the artifact has none, or not the one that the manifest pins.
     """
-    module = load_torchscript(open_artifact(path).read(TORCHSCRIPT))
+    runner = torchscript_runner(open_artifact(path).read(TORCHSCRIPT))
     torch.set_num_threads(threads)
-
-    @torch.no_grad()
-    def run(rows: Latents, labels: Labels | None) -> Pixels:
-        inputs = [torch.from_numpy(rows)] + ([] if labels is None else [torch.from_numpy(labels)])
-        try:
-            return np.asarray(module(*inputs).numpy())
-        except RuntimeError as err:
-            raise InferenceError(f"{TORCHSCRIPT} fails on {len(rows)} rows: {err}") from err
-
-    return run
+    return runner
 
 
 def find_checkpoint(artifact: Artifact, runs: Path) -> Path:

@@ -5,11 +5,14 @@ import json
 import warnings
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from exporters.onnx_export import example_inputs
 from exporters.wrapper import ExportedGenerator
-from ganserve.errors import ExportError
+from ganserve.artifact import TORCHSCRIPT
+from ganserve.errors import ExportError, InferenceError
+from ganserve.proof import Labels, Latents, Pixels, Runner
 
 METADATA_FILE = "ganserve.json"
 
@@ -46,3 +49,18 @@ def load_torchscript(content: bytes) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
         return torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call, no-any-return]
+
+
+def torchscript_runner(content: bytes) -> Runner:
+    """What runs a batch through a file of `export_torchscript`, under the same warning as `load_torchscript`."""
+    module = load_torchscript(content)
+
+    @torch.no_grad()
+    def run(rows: Latents, labels: Labels | None) -> Pixels:
+        inputs = [torch.from_numpy(rows)] + ([] if labels is None else [torch.from_numpy(labels)])
+        try:
+            return np.asarray(module(*inputs).numpy())
+        except RuntimeError as err:
+            raise InferenceError(f"{TORCHSCRIPT} fails on {len(rows)} rows: {err}") from err
+
+    return run
