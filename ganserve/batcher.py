@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ganserve.errors import DeadlineError, GanserveError, InferenceError, OverloadedError
+from ganserve.errors import DeadlineError, GanserveError, InferenceError, OverloadedError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,27 @@ class Runner(Protocol):
         ...
 
 
+class Reader(Protocol):
+    """Reads rows out of what clients sent, those of a whole batch at once: one array is made as quickly as sixty."""
+
+    def read(self, sources: Sequence[bytes]) -> tuple[Latents, Labels | None]:
+        """The rows of all sources, one source after the other: finite float32 [N, latent_dim], int64 [N] or None.
+
+        Raises:
+            RequestError: one of the sources is not what the model takes.
+        """
+        ...
+
+
 class Ticket:
     """One request's rows on their way through the batcher.
 
     Attributes:
+        rows: how many.
+        latents: float32 [N, latent_dim]; None until `reader` has read them.
+        labels: int64 [N]; None as `latents`, and if the model takes none.
+        source: what `reader` reads them from.
+        reader: None if they came as arrays.
         pixels: uint8 [N, H, W, C] once all rows are there and none failed.
         error: why there are no pixels.
         done: whether one of the two is final; rows of a done ticket are not computed.
@@ -74,19 +91,19 @@ class Ticket:
         "labels",
         "latents",
         "pixels",
+        "reader",
+        "rows",
+        "source",
         "started_at",
     )
 
-    def __init__(
-        self,
-        latents: Latents,
-        labels: Labels | None,
-        on_done: Callable[["Ticket"], None],
-        enqueued_at: float,
-        deadline: float,
-    ) -> None:
-        self.latents = latents
-        self.labels = labels
+    latents: Latents | None
+    labels: Labels | None
+    source: bytes
+    reader: Reader | None
+
+    def __init__(self, rows: int, on_done: Callable[["Ticket"], object], enqueued_at: float, deadline: float) -> None:
+        self.rows = rows
         self.pixels: Pixels | None = None
         self.error: GanserveError | None = None
         self.done = False
@@ -97,7 +114,7 @@ class Ticket:
         self.deadline = deadline
         self._on_done = on_done
         self._next_row = 0
-        self._missing = len(latents)
+        self._missing = rows
 
     @property
     def queue_s(self) -> float:
@@ -112,16 +129,15 @@ class Ticket:
     @property
     def waiting_rows(self) -> int:
         """Rows that no batch has taken yet."""
-        return len(self.latents) - self._next_row
+        return self.rows - self._next_row
 
 
 class _Part(NamedTuple):
-    """A ticket's rows from `start` on, as many as go into one batch."""
+    """As many of a ticket's rows, from `start` on, as go into one batch."""
 
     ticket: Ticket
     start: int
-    latents: Latents
-    labels: Labels | None
+    rows: int
 
 
 @dataclass(kw_only=True)
@@ -218,7 +234,7 @@ class Batcher:
             return "the session hangs: a batch takes longer than a request's deadline"
         return self._fault
 
-    def submit(self, latents: Latents, labels: Labels | None, on_done: Callable[[Ticket], None]) -> Ticket:
+    def submit(self, latents: Latents, labels: Labels | None, on_done: Callable[[Ticket], object]) -> Ticket:
         """Queues rows; `on_done` is called once, on the loop, unless the ticket is cancelled first.
 
         Args:
@@ -229,7 +245,27 @@ class Batcher:
         Raises:
             OverloadedError: the queue has no room for these rows, or the server is shutting down.
         """
-        rows = len(latents)
+        ticket = self._admit(len(latents), on_done)
+        ticket.latents, ticket.labels, ticket.reader = latents, labels, None
+        return ticket
+
+    def submit_unread(self, rows: int, source: bytes, reader: Reader, on_done: Callable[[Ticket], object]) -> Ticket:
+        """As `submit`, of rows that `reader` reads when their batch is formed; those it refuses fail alone.
+
+        Args:
+            rows: that are in `source`, at least 1.
+            source: not copied.
+            reader: its `RequestError` becomes the ticket's.
+            on_done: as of `submit`.
+
+        Raises:
+            OverloadedError: as `submit`.
+        """
+        ticket = self._admit(rows, on_done)
+        ticket.latents, ticket.source, ticket.reader = None, source, reader
+        return ticket
+
+    def _admit(self, rows: int, on_done: Callable[[Ticket], object]) -> Ticket:
         if self._closing:
             raise OverloadedError("the server is shutting down")
         if self._queue_rows + rows > self._max_queue_rows:
@@ -238,7 +274,7 @@ class Batcher:
                 f"the queue is full: {self._queue_rows} rows wait, {rows} more do not fit into {self._max_queue_rows}",
                 retry_after_s=self._retry_after_s(),
             )
-        ticket = Ticket(latents, labels, on_done, time.perf_counter(), self._loop.time() + self._deadline_s)
+        ticket = Ticket(rows, on_done, time.perf_counter(), self._loop.time() + self._deadline_s)
         self._queue[ticket] = None
         self._queue_rows += rows
         self._live[ticket] = None
@@ -314,7 +350,7 @@ class Batcher:
         parts = self._take()
         if not parts:
             return
-        rows = sum(len(part.latents) for part in parts)
+        rows = sum(part.rows for part in parts)
         self.counters.batches += 1
         self.counters.rows += rows
         self.counters.last_batch_at = time.time()
@@ -344,14 +380,8 @@ class Batcher:
         while self._queue and room:
             ticket, _ = self._queue.popitem(last=False)
             start = ticket._next_row
-            if start == 0 and len(ticket.latents) <= room:
-                part = _Part(ticket, 0, ticket.latents, ticket.labels)
-            else:
-                some = slice(start, start + room)
-                labels = None if ticket.labels is None else ticket.labels[some]
-                part = _Part(ticket, start, ticket.latents[some], labels)
-            parts.append(part)
-            rows = len(part.latents)
+            rows = min(ticket.rows - start, room)
+            parts.append(_Part(ticket, start, rows))
             ticket._next_row += rows
             self._queue_rows -= rows
             room -= rows
@@ -369,35 +399,39 @@ class Batcher:
             logger.warning("a batch finished after the event loop was closed rows=%d", len(outcome))
 
     def _execute(self, parts: list[_Part]) -> list[Pixels | GanserveError]:
-        """Pixels of each part. If the batch fails, each part is run alone, so that only the poisoned one fails."""
-        try:
-            return list(self._run(parts))
-        except InferenceError as err:
-            if len(parts) == 1:
-                logger.error("inference failed rows=%d error=%s", len(parts[0].latents), err)
-                return [err]
-        logger.warning("a batch failed and is retried request by request requests=%d", len(parts))
-        return list(itertools.chain.from_iterable(self._execute([part]) for part in parts))
+        """Pixels of each part, or why there are none: what one client sent, or what its rows do, is nobody else's.
 
-    def _run(self, parts: list[_Part]) -> list[Pixels]:
-        latents, labels = parts[0].latents, parts[0].labels
+        Rows that their reader refuses are left out. If the batch fails, each part is run alone, so that only the
+        poisoned one fails.
+        """
+        if not parts:
+            return []
+        ends = [*itertools.accumulate(part.rows for part in parts)]
+        error: GanserveError
         try:
-            if len(parts) > 1:
-                latents = np.concatenate([part.latents for part in parts])
-                if labels is not None:
-                    labels = np.concatenate([part.labels for part in parts if part.labels is not None])
+            latents, labels = _gather(parts)
             pixels = self._engine.run(latents, labels)
-            if len(pixels) != len(latents):
-                raise InferenceError(f"the session returned {len(pixels)} rows for {len(latents)}")
-        except InferenceError:
-            raise
+            if len(pixels) != ends[-1]:
+                raise InferenceError(f"the session returned {len(pixels)} rows for {ends[-1]}")
+        except (RequestError, InferenceError) as err:
+            error = err
         except Exception as err:  # a fault of ours must fail these requests, not stop the batcher
             logger.exception("unexpected error in the engine")
-            raise InferenceError(f"inference failed: {err}") from err
+            error = InferenceError(f"inference failed: {err}")
+        else:
+            # A row's share is a view, no copy.
+            return [pixels[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
         if len(parts) == 1:
-            return [pixels]
-        ends = [*itertools.accumulate(len(part.latents) for part in parts)]
-        return [pixels[start:end] for start, end in itertools.pairwise([0, *ends])]  # a row's share is a view, no copy
+            if isinstance(error, InferenceError):
+                logger.error("inference failed rows=%d error=%s", ends[-1], error)
+            return [error]
+        if isinstance(error, RequestError):
+            refused = _refused(parts)
+            outcome = iter(self._execute([part for part in parts if part.ticket not in refused]))
+            return [refused[part.ticket] if part.ticket in refused else next(outcome) for part in parts]
+        logger.warning("a batch failed and is retried request by request requests=%d", len(parts))
+        return list(itertools.chain.from_iterable(self._execute([part]) for part in parts))
 
     def _deliver(self, parts: list[_Part], outcome: list[Pixels | GanserveError]) -> None:
         self._running = False
@@ -405,7 +439,7 @@ class Batcher:
         self.counters.inference_s += seconds
         if self._on_batch is not None:
             try:
-                self._on_batch(sum(len(part.latents) for part in parts), seconds)
+                self._on_batch(sum(part.rows for part in parts), seconds)
             except Exception:  # whoever counts must not keep the images from those who wait
                 logger.exception("the batch's callback failed")
         self._judge(outcome)
@@ -414,15 +448,15 @@ class Batcher:
             if ticket.done:
                 continue
             if isinstance(result, GanserveError):
-                self.counters.failed += 1
+                self.counters.failed += isinstance(result, InferenceError)
                 self._finish(ticket, error=result)
                 continue
-            if len(result) == len(ticket.latents):
+            if len(result) == ticket.rows:
                 ticket.pixels = result
             else:
                 try:
                     if ticket.pixels is None:
-                        ticket.pixels = np.empty((len(ticket.latents), *result.shape[1:]), dtype=np.uint8)
+                        ticket.pixels = np.empty((ticket.rows, *result.shape[1:]), dtype=np.uint8)
                     ticket.pixels[part.start : part.start + len(result)] = result
                 except ValueError as err:  # images of another shape than the first ones: only this request fails
                     self.counters.failed += 1
@@ -437,6 +471,9 @@ class Batcher:
 
     def _judge(self, outcome: list[Pixels | GanserveError]) -> None:
         """Counts batches that gave nobody an image; one that did says that the session works."""
+        outcome = [result for result in outcome if not isinstance(result, RequestError)]  # that never reached it
+        if not outcome:
+            return
         if all(isinstance(result, GanserveError) for result in outcome):
             self._failed_batches += 1
             if self._failed_batches == FAILED_BATCHES and self._probe is not None and self._probe_timer is None:
@@ -523,3 +560,50 @@ class Batcher:
     def _retry_after_s(self) -> int:
         """Whole seconds until a queue as full as this one has drained, by the warm-up's figures; at least 1."""
         return max(1, math.ceil(self._engine.cost_ms(self._queue_rows) / 1e3))
+
+
+def _gather(parts: Sequence[_Part]) -> tuple[Latents, Labels | None]:
+    """The rows of a batch.
+
+    Raises:
+        RequestError: a reader refuses one of the sources.
+    """
+    reader = parts[0].ticket.reader
+    if reader is not None and all(_is_unread(part, reader) for part in parts):
+        return reader.read([part.ticket.source for part in parts])
+    pieces: list[Latents] = []
+    label_pieces: list[Labels] = []
+    for ticket, start, rows in parts:
+        latents, labels = _rows_of(ticket)
+        some = slice(start, start + rows)
+        pieces.append(latents[some])
+        if labels is not None:
+            label_pieces.append(labels[some])
+    if len(pieces) == 1:
+        return pieces[0], label_pieces[0] if label_pieces else None
+    return np.concatenate(pieces), np.concatenate(label_pieces) if label_pieces else None
+
+
+def _is_unread(part: _Part, reader: Reader) -> bool:
+    """Whether it is a whole ticket for this reader."""
+    ticket, _, rows = part
+    return ticket.reader is reader and ticket.latents is None and rows == ticket.rows
+
+
+def _rows_of(ticket: Ticket) -> tuple[Latents, Labels | None]:
+    """All rows of one ticket, read once."""
+    if ticket.latents is None:
+        assert ticket.reader is not None, "a ticket has rows, or something to read them from"
+        ticket.latents, ticket.labels = ticket.reader.read([ticket.source])
+    return ticket.latents, ticket.labels
+
+
+def _refused(parts: Sequence[_Part]) -> dict[Ticket, RequestError]:
+    """The tickets whose sources their readers refuse, and why."""
+    refused: dict[Ticket, RequestError] = {}
+    for part in parts:
+        try:
+            _rows_of(part.ticket)
+        except RequestError as err:
+            refused[part.ticket] = err
+    return refused

@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -31,6 +31,9 @@ from ganserve.errors import (
 from ganserve.metrics import Metrics
 from ganserve.settings import Settings
 
+if TYPE_CHECKING:
+    from ganserve.api.repeat import Repeat
+
 JSON = "application/json"
 NPY = "application/x-npy"
 PNG = "image/png"
@@ -39,7 +42,7 @@ HTML = "text/html; charset=utf-8"
 PROBLEM = "application/problem+json"
 
 _MAX_NPY_HEADER_BYTES = 10_000  # NumPy's own limit; two dimensions need about 100
-_MIN_DEFLATED_BYTES = 1200  # what is smaller travels in one packet anyway
+MIN_DEFLATED_BYTES = 1200  # what is smaller travels in one packet anyway
 
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
@@ -100,13 +103,15 @@ class Work:
         rows: how many.
         inputs: makes the latents and labels; cheap for few rows, so the caller decides where to run it.
         finish: makes the answer of the labels and the pixels.
-        row_us: what the two take for a row, roughly: 4 to draw a latent, 30 to make a PNG, next to nothing to copy.
+        row_us: what the two take for a row, roughly: 4 to draw a latent, 10 to make a PNG, next to nothing to copy.
+        repeat: says, if asked, which bytes of the body are tensors and how the next such body is answered.
     """
 
     rows: int
     inputs: Callable[[], tuple[Latents, Labels | None]]
     finish: Callable[[Labels | None, Pixels], Response]
     row_us: float = 30.0
+    repeat: "Callable[[], Repeat | None] | None" = None
 
 
 Handler = Callable[[Request, Context], Response | Work]
@@ -179,12 +184,11 @@ def inflate(body: bytes, headers: Mapping[str, str], *, limit: int) -> bytes:
     return content
 
 
-def deflate(response: Response, request: Request) -> Response:
+def deflate(response: Response, accept_encoding: str | None) -> Response:
     """The answer as gzip (RFC 1952) or deflate (RFC 1950), if `Accept-Encoding` likes one and it is worth it."""
-    accept = request.headers.get("accept-encoding")
-    if accept is None or len(response.body) < _MIN_DEFLATED_BYTES:
+    if accept_encoding is None or len(response.body) < MIN_DEFLATED_BYTES:
         return response
-    coding = _coding(accept)
+    coding = _coding(accept_encoding)
     if coding == "identity":
         return response
     # Level 1: pixels of digits are mostly runs of black, which every level finds.
@@ -401,6 +405,12 @@ def parse_npy(body: bytes, *, columns: int, max_rows: int) -> Latents:
         raise InvalidRequestError(f"the array needs {expected} bytes after its header, got {found}")
     latents: Latents = np.frombuffer(body, dtype="<f4", offset=offset).reshape(shape, order="F" if fortran else "C")
     return finite(np.ascontiguousarray(latents))
+
+
+def npy_start(body: bytes) -> int | None:
+    """Where the content of a good npy body starts, if it is in C order."""
+    _, fortran, _, offset = _npy_header(body)
+    return None if fortran else offset
 
 
 def finite(latents: Latents) -> Latents:

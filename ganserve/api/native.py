@@ -30,6 +30,7 @@ from ganserve.api.http import (
     media_type,
     negotiate,
     npy_bytes,
+    npy_start,
     number,
     parse_json_object,
     parse_npy,
@@ -38,6 +39,7 @@ from ganserve.api.http import (
     query_integer,
     query_number,
 )
+from ganserve.api.repeat import Repeat, tensors
 from ganserve.errors import InvalidRequestError, UnsupportedMediaTypeError
 
 MODEL_VERSION = "1"
@@ -182,7 +184,23 @@ def _generate_npy(request: Request, context: Context) -> Work:
         highest = (context.engine.manifest.num_classes or 1 << 16) - 1  # a model without labels refuses them below
         chosen = [query_integer(text, "labels", 0, highest) for text in pieces]
     labels = _labels(chosen, len(given), context, required=True)
-    return _work(context, len(given), None, lambda: (given, labels), accept, encoding)
+    work = _work(context, len(given), None, lambda: (given, labels), accept, encoding)
+    if accept == NPY or (accept == PNG and work.rows == 1):
+        work.repeat = lambda: _repeat(request, context, accept, labels)
+    return work
+
+
+def _repeat(request: Request, context: Context, accept: str, labels: Labels | None) -> Repeat | None:
+    """How the next array of this shape is answered, sent to the same URL with the same headers."""
+    manifest, start = context.engine.manifest, npy_start(request.body)
+    if start is None:
+        return None
+    return Repeat(
+        before=start,
+        reader=tensors(manifest.latent.dim, manifest.num_classes),
+        encode=npy_bytes if accept == NPY else lambda pixels: imaging.encode_png(pixels[0]),
+        labels=labels,
+    )
 
 
 def _work(

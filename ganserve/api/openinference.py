@@ -5,11 +5,13 @@ and tensors travel in bodies only, never through shared memory.
 """
 
 import functools
+import math
 from typing import Any
 
 from ganserve import __version__
 from ganserve.api.http import (
     JSON,
+    MIN_DEFLATED_BYTES,
     Context,
     Labels,
     Pixels,
@@ -22,7 +24,16 @@ from ganserve.api.http import (
     media_type,
     parse_json_object,
 )
-from ganserve.api.tensors import HEADER_LENGTH, MODEL_VERSION, OCTETS, Model, read_inference, write_inference
+from ganserve.api.repeat import Repeat
+from ganserve.api.tensors import (
+    HEADER_LENGTH,
+    MODEL_VERSION,
+    OCTETS,
+    Model,
+    read_inference,
+    repeat_of,
+    write_inference,
+)
 from ganserve.artifact import TensorSpec
 from ganserve.errors import InvalidRequestError, NotFoundError, RequestError, UnsupportedMediaTypeError
 
@@ -42,17 +53,21 @@ def infer(request: Request, context: Context) -> Work:
     kind = media_type(request)
     if kind not in (OCTETS, JSON, ""):  # clients send either for both
         raise UnsupportedMediaTypeError(f"send {JSON} or {OCTETS}, got {kind[:64]!r}")
-    plan, latents, labels = read_inference(request.body, request.headers.get(HEADER_LENGTH), _model(context))
+    model = _model(context)
+    plan, latents, labels = read_inference(request.body, request.headers.get(HEADER_LENGTH), model)
 
-    compressed = "accept-encoding" in request.headers
+    accept_encoding, form = request.headers.get("accept-encoding"), plan.form
 
     def finish(_: Labels | None, pixels: Pixels) -> Response:
-        response = write_inference(plan, pixels)
-        return deflate(response, request) if compressed else response
+        return deflate(write_inference(form, pixels), accept_encoding)
+
+    def repeat() -> Repeat | None:
+        small = form.binary and len(form.head) + len(latents) * math.prod(model.pixel_shape) < MIN_DEFLATED_BYTES
+        return repeat_of(plan, request.body, labels, model) if small or accept_encoding is None else None
 
     # Binary pixels are copied, JSON ones looked up; compressing either is what takes time.
-    row_us = 30.0 if compressed else 0.5 if plan.binary else 5.0
-    return Work(rows=len(latents), inputs=lambda: (latents, labels), finish=finish, row_us=row_us)
+    row_us = 30.0 if accept_encoding is not None else 0.5 if form.binary else 5.0
+    return Work(rows=len(latents), inputs=lambda: (latents, labels), finish=finish, row_us=row_us, repeat=repeat)
 
 
 @functools.lru_cache(maxsize=4)  # of one server there is one context

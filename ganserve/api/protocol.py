@@ -8,6 +8,8 @@ follows one of these on the same connection. Both ways lead to the same handlers
 
 A client in a loop sends the same head again and again, to the byte. So the head of a request that came in one piece is
 remembered with what the parser made of it, and the next request that starts with it is not parsed: its body follows.
+And where the handler says which bytes of the body are tensors (`ganserve.api.repeat`), a body with the same bytes
+around them goes straight to the batcher, and its answer straight to the socket.
 
 Per connection, requests are answered in their order. `_waiting` holds those of ours that are not answered yet;
 uvicorn's `pipeline` holds its own. Ours never overtake uvicorn's: while one of its cycles is open, every request goes
@@ -40,10 +42,12 @@ from ganserve.api.exchange import (
     make_request,
     new_request_id,
     respond,
+    server_timing,
     tell,
     work_off,
 )
-from ganserve.api.http import Context, Labels, Response, Work
+from ganserve.api.http import Context, Labels, Latents, Response, Work
+from ganserve.api.repeat import Repeat
 from ganserve.api.routing import BENTOML_PATHS, Match, resolve
 from ganserve.batcher import Ticket
 from ganserve.errors import BodyTooLargeError, RequestError, SlowRequestError
@@ -57,6 +61,7 @@ _MESSAGES_A_TURN = 16  # requests of one connection in one turn of the loop: the
 _MAX_HEAD_BYTES = 1 << 16
 _MAX_HEADERS = 100
 _REMEMBERED_HEADS, _REMEMBERED_HEAD_BYTES = 256, 2048
+_REMEMBERED_BODIES, _LEARNED_BODIES = 16, 256  # kinds of them behind one head: at once, and ever
 _WATCH_S = 1.0  # how often a connection is looked at for being idle or slow
 _NEEDED = ("on_message_begin", "on_headers_complete", "on_body", "on_message_complete", "_start_asgi_task", "shutdown")
 
@@ -90,7 +95,20 @@ class _Flow(FlowControl):
 class _Head:
     """What the parser made of a request's head; it does not change, and may serve many requests."""
 
-    __slots__ = ("body_bytes", "identity", "keep_alive", "mapping", "match", "method", "path", "query")
+    __slots__ = (
+        "after",
+        "before",
+        "body_bytes",
+        "identity",
+        "keep_alive",
+        "learned",
+        "mapping",
+        "match",
+        "method",
+        "path",
+        "query",
+        "repeats",
+    )
 
     def __init__(
         self,
@@ -110,6 +128,39 @@ class _Head:
         self.identity = given_request_id(headers)
         self.keep_alive = keep_alive
         self.body_bytes = 0  # of the body that follows a remembered head
+        self.before = self.after = 0  # bytes of that body: what is between them are tensors
+        self.repeats: dict[bytes, _Repeated] = {}  # by those bytes
+        self.learned = 0  # how often something was put there
+
+    def learn(self, body: bytes, work: Work) -> None:
+        """Keeps what `work` knows of the next body like this one, if anything."""
+        if work.repeat is None or self.learned == _LEARNED_BODIES or not is_cheap(work):
+            return
+        self.learned += 1
+        repeat = work.repeat()
+        if repeat is None:
+            return
+        if (repeat.before, repeat.after) != (self.before, self.after) or len(self.repeats) >= _REMEMBERED_BODIES:
+            self.repeats.clear()
+            self.before, self.after = repeat.before, repeat.after
+        around = body[: repeat.before] + body[len(body) - repeat.after :]
+        self.repeats[around] = _Repeated(repeat, work)
+
+
+class _Repeated:
+    """How bodies of one kind are answered, with no handler."""
+
+    __slots__ = ("first_lines", "repeat", "work")
+
+    def __init__(self, repeat: Repeat, work: Work) -> None:
+        self.repeat = repeat
+        # Not the body that it came of, which `inputs` and `repeat` know.
+        self.work = Work(rows=work.rows, inputs=_no_inputs, finish=work.finish, row_us=work.row_us)
+        self.first_lines: bytes | None = None  # of the answer, once there was one
+
+
+def _no_inputs() -> tuple[Latents, Labels | None]:
+    raise AssertionError("a repeated request's rows are read by the batcher")
 
 
 class _Exchange:
@@ -117,10 +168,11 @@ class _Exchange:
 
     __slots__ = ("body", "head", "keep_alive", "response", "rows", "started_at", "undo")
 
+    body: list[bytes]  # of one that is parsed
+
     def __init__(self, head: _Head) -> None:
         self.head = head
         self.keep_alive = head.keep_alive
-        self.body: list[bytes] = []
         self.response: Response | None = None
         self.rows = 0  # that were asked for, once that is known
         self.started_at = 0.0  # only where there is an access log
@@ -187,7 +239,8 @@ class FastProtocol(HttpToolsProtocol):
                 if self.door.access_log is not None:
                     exchange.started_at = time.perf_counter()
                 self._waiting.append(exchange)
-                self._begin(exchange, data[end:])
+                if not (head.repeats and self._repeat(exchange, data, end)):
+                    self._begin(exchange, data[end:])
                 return
         self._whole = data if at_start else None
         self._stash.append(memoryview(data))
@@ -287,6 +340,7 @@ class FastProtocol(HttpToolsProtocol):
             return
         if self.door.access_log is not None:
             exchange.started_at = time.perf_counter()
+        exchange.body = []
         self._receiving = exchange
         self._waiting.append(exchange)
         try:
@@ -328,6 +382,7 @@ class FastProtocol(HttpToolsProtocol):
         elif exchange.response is None:
             self._remember(exchange.head)
             body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
+            exchange.body.clear()
             if self._held or self._owes_enough():
                 self._held.append((exchange, body))
             else:
@@ -414,7 +469,6 @@ class FastProtocol(HttpToolsProtocol):
         """Runs the handler here if that is cheap, else in a task."""
         context, head = self.door.context, exchange.head
         assert context is not None, "claimed, so the door is open"
-        exchange.body.clear()
         try:
             limit = self.door.settings.max_body_bytes
             request = make_request(head.match, head.method, head.path, head.query, head.mapping, body, limit)
@@ -427,6 +481,8 @@ class FastProtocol(HttpToolsProtocol):
                 self._answer(exchange, outcome)
                 return
             self._owe(exchange, outcome.rows)
+            if head.body_bytes and head.body_bytes == len(body) and request.body is body:
+                head.learn(body, outcome)
             if is_cheap(outcome):
                 self._queue(exchange, outcome, context)
             else:
@@ -451,11 +507,13 @@ class FastProtocol(HttpToolsProtocol):
     def _queue(self, exchange: _Exchange, work: Work, context: Context) -> None:
         """Puts the rows into the batch of this turn of the loop."""
         latents, labels = work.inputs()
-        done = functools.partial(self._done, exchange, work, labels, context)
+        done: Callable[[Ticket], object] = functools.partial(self._done, exchange, work, labels, context)
         ticket = context.batcher.submit(latents, labels, done)
         exchange.undo = functools.partial(context.batcher.cancel, ticket)
 
-    def _done(self, exchange: _Exchange, work: Work, labels: Labels | None, context: Context, ticket: Ticket) -> None:
+    def _done(
+        self, exchange: _Exchange, work: Work, labels: Labels | None, context: Context, ticket: Ticket
+    ) -> Response:
         """The batcher calls it, never before `_queue` has returned: pixels, or why there are none."""
         exchange.undo = None
         try:
@@ -463,6 +521,55 @@ class FastProtocol(HttpToolsProtocol):
         except Exception as err:  # as in _begin
             response = tell(err, exchange.head.path)
         self._answer(exchange, response)
+        return response
+
+    def _repeat(self, exchange: _Exchange, data: bytes, start: int) -> bool:
+        """Puts the tensors of a body, `data` from `start` on, into the batch; false if it is for the handler."""
+        head, context = exchange.head, self.door.context
+        begin, end = start + head.before, len(data) - head.after
+        repeated = head.repeats.get(data[start:begin] + data[end:])
+        if repeated is None or context is None:
+            return False
+        source = repeated.repeat.source(data[begin:end])
+        if source is None:
+            return False
+        self._owe(exchange, repeated.work.rows)
+        done = functools.partial(self._repeat_done, exchange, repeated, context)
+        try:
+            ticket = context.batcher.submit_unread(repeated.work.rows, source, repeated.repeat.reader, done)
+        except RequestError as err:
+            self._answer(exchange, tell(err, head.path))
+        else:
+            exchange.undo = functools.partial(context.batcher.cancel, ticket)
+        return True
+
+    def _repeat_done(self, exchange: _Exchange, repeated: _Repeated, context: Context, ticket: Ticket) -> None:
+        """As `_done`, and the answer is written at once where nothing else is to be done on this connection."""
+        alone = len(self._waiting) == 1 and not self._stash and not self.pipeline
+        first_lines, pixels = repeated.first_lines, ticket.pixels
+        if first_lines is None or pixels is None or not alone or not exchange.keep_alive or self.transport.is_closing():
+            response = self._done(exchange, repeated.work, repeated.repeat.labels, context, ticket)
+            if response.status == 200:
+                repeated.first_lines = _first_lines_of(response)
+            return
+        started_at = time.perf_counter()
+        body = repeated.repeat.encode(pixels)
+        encode_s = time.perf_counter() - started_at
+        identity = new_request_id()
+        last = (
+            f"server-timing: {server_timing(ticket, encode_s)}\r\ncontent-length: {len(body)}\r\n"
+            f"x-request-id: {identity}\r\n\r\n"
+        )
+        self._waiting.clear()
+        self._owed_rows -= exchange.rows
+        self._active_at = self.loop.time()
+        self.transport.write(b"".join((first_lines, self._default_lines(), last.encode("ascii"), body)))
+        self.server_state.total_requests += 1
+        self.door.count(exchange.head.match.template, 200)
+        if context.metrics is not None:
+            context.metrics.encoded(encode_s)
+        if self.door.access_log is not None:
+            self._log(exchange, identity, Response(body=body, rows=exchange.rows))
 
     def _in_task(self, exchange: _Exchange, answering: Any) -> None:
         """Awaits what is too dear for a parser callback."""
@@ -542,12 +649,17 @@ class FastProtocol(HttpToolsProtocol):
         length = f"content-length: {len(body)}\r\n" if response.status != 304 else ""
         close = "" if keep_alive or "connection" in response.headers else "connection: close\r\n"
         last = f"{timing}{length}{close}x-request-id: {identity}\r\n\r\n"
-        first = _first_lines(response.status, response.content_type, tuple(response.headers.items()))
+        first = _first_lines_of(response)
+        lines = (first, self._default_lines(), last.encode("ascii"))
+        return b"".join((*lines, b"" if head.method == "HEAD" else body))
+
+    def _default_lines(self) -> bytes:
+        """Uvicorn's own headers: the date."""
         defaults = self.server_state.default_headers
-        if defaults is not FastProtocol._defaults_of:  # uvicorn makes a new list every second, for the date
+        if defaults is not FastProtocol._defaults_of:  # uvicorn makes a new list every second
             FastProtocol._defaults = b"".join([b"%b: %b\r\n" % header for header in defaults])
             FastProtocol._defaults_of = defaults
-        return b"".join((first, self._defaults, last.encode("ascii"), b"" if head.method == "HEAD" else body))
+        return FastProtocol._defaults
 
     def _uvicorns_turn(self) -> bool:
         """Whether a request that uvicorn handles is not answered yet."""
@@ -613,6 +725,10 @@ class FastProtocol(HttpToolsProtocol):
         else:
             self._waiting[-1].keep_alive = False
         self._closing = True
+
+
+def _first_lines_of(response: Response) -> bytes:
+    return _first_lines(response.status, response.content_type, tuple(response.headers.items()))
 
 
 @functools.lru_cache(maxsize=256)
