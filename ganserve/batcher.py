@@ -12,11 +12,11 @@ import itertools
 import logging
 import math
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,8 @@ class Reader(Protocol):
 class Ticket:
     """One request's rows on their way through the batcher.
 
+    A subclass may override `notify`, which is called once, on the loop, unless the ticket is cancelled first.
+
     Attributes:
         rows: how many.
         latents: float32 [N, latent_dim]; None until `reader` has read them.
@@ -73,9 +75,8 @@ class Ticket:
         error: why there are no pixels.
         done: whether one of the two is final; rows of a done ticket are not computed.
         batch_rows: rows of the largest batch that it was part of.
-        enqueued_at, started_at, finished_at: by `time.perf_counter`, for figures. Not by the loop's clock, which uvloop
+        enqueued_at, started_at, finished_at, deadline: by `time.perf_counter`. Not by the loop's clock, which uvloop
             stops for as long as one of its turns takes.
-        deadline: by the loop's clock.
     """
 
     __slots__ = (
@@ -97,24 +98,35 @@ class Ticket:
         "started_at",
     )
 
-    latents: Latents | None
-    labels: Labels | None
-    source: bytes
-    reader: Reader | None
+    _on_done: Callable[["Ticket"], object]
+    enqueued_at: float
+    deadline: float
 
-    def __init__(self, rows: int, on_done: Callable[["Ticket"], object], enqueued_at: float, deadline: float) -> None:
-        self.rows = rows
+    def __init__(
+        self,
+        rows: int,
+        *,
+        latents: Latents | None = None,
+        labels: Labels | None = None,
+        source: bytes = b"",
+        reader: Reader | None = None,
+    ) -> None:
+        """`rows` of latents (and labels), or of what `reader` finds in `source`; neither is copied."""
+        self.rows = self._missing = rows
+        self.latents = latents
+        self.labels = labels
+        self.source = source
+        self.reader = reader
         self.pixels: Pixels | None = None
         self.error: GanserveError | None = None
         self.done = False
-        self.batch_rows = 0
-        self.enqueued_at = enqueued_at
+        self.batch_rows = self._next_row = 0
         self.started_at: float | None = None
         self.finished_at: float | None = None
-        self.deadline = deadline
-        self._on_done = on_done
-        self._next_row = 0
-        self._missing = rows
+
+    def notify(self) -> None:
+        """There are `pixels` or an `error`."""
+        self._on_done(self)
 
     @property
     def queue_s(self) -> float:
@@ -132,12 +144,8 @@ class Ticket:
         return self.rows - self._next_row
 
 
-class _Part(NamedTuple):
-    """As many of a ticket's rows, from `start` on, as go into one batch."""
-
-    ticket: Ticket
-    start: int
-    rows: int
+# As many of a ticket's rows as go into one batch: the ticket, its first row in it, and how many.
+_Part = tuple[Ticket, int, int]
 
 
 @dataclass(kw_only=True)
@@ -201,11 +209,11 @@ class Batcher:
         self._fault: str | None = None  # what the last probe found
         self._loop = loop or asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ganserve-session")
-        self._queue: OrderedDict[Ticket, None] = OrderedDict()  # tickets with waiting rows: first in, first out
+        self._queue: deque[Ticket] = deque()  # tickets with waiting rows: first in, first out
         self._queue_rows = 0
         # Every ticket that is not done, oldest first. All have the same time allowance, so the first one's deadline is
         # the next to pass, and one timer serves them all.
-        self._live: OrderedDict[Ticket, None] = OrderedDict()
+        self._live: dict[Ticket, None] = {}
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._wake_up: asyncio.Handle | None = None
         self._delayed = False  # whether _wake_up still waits for company
@@ -245,27 +253,18 @@ class Batcher:
         Raises:
             OverloadedError: the queue has no room for these rows, or the server is shutting down.
         """
-        ticket = self._admit(len(latents), on_done)
-        ticket.latents, ticket.labels, ticket.reader = latents, labels, None
+        ticket = Ticket(len(latents), latents=latents, labels=labels)
+        ticket._on_done = on_done
+        self.enqueue(ticket)
         return ticket
 
-    def submit_unread(self, rows: int, source: bytes, reader: Reader, on_done: Callable[[Ticket], object]) -> Ticket:
-        """As `submit`, of rows that `reader` reads when their batch is formed; those it refuses fail alone.
-
-        Args:
-            rows: that are in `source`, at least 1.
-            source: not copied.
-            reader: its `RequestError` becomes the ticket's.
-            on_done: as of `submit`.
+    def enqueue(self, ticket: Ticket) -> None:
+        """As `submit`. Rows that the ticket's reader has to read are read when their batch is formed.
 
         Raises:
             OverloadedError: as `submit`.
         """
-        ticket = self._admit(rows, on_done)
-        ticket.latents, ticket.source, ticket.reader = None, source, reader
-        return ticket
-
-    def _admit(self, rows: int, on_done: Callable[[Ticket], object]) -> Ticket:
+        rows = ticket.rows
         if self._closing:
             raise OverloadedError("the server is shutting down")
         if self._queue_rows + rows > self._max_queue_rows:
@@ -274,14 +273,15 @@ class Batcher:
                 f"the queue is full: {self._queue_rows} rows wait, {rows} more do not fit into {self._max_queue_rows}",
                 retry_after_s=self._retry_after_s(),
             )
-        ticket = Ticket(rows, on_done, time.perf_counter(), self._loop.time() + self._deadline_s)
-        self._queue[ticket] = None
+        now = time.perf_counter()
+        ticket.enqueued_at, ticket.deadline = now, now + self._deadline_s
+        self._queue.append(ticket)
         self._queue_rows += rows
         self._live[ticket] = None
         if self._deadline_timer is None:
-            self._deadline_timer = self._loop.call_at(ticket.deadline, self._expire)
-        self._schedule()
-        return ticket
+            self._deadline_timer = self._loop.call_later(self._deadline_s, self._expire)
+        if self._wake_up is None or self._delayed:
+            self._schedule()
 
     async def generate(self, latents: Latents, labels: Labels | None) -> Ticket:
         """Queues rows and waits for their pixels; cancelling the wait cancels the rows.
@@ -338,8 +338,8 @@ class Batcher:
             # Soon, not at once: requests that arrive in the same turn of the loop share the batch.
             self._wake_up, self._delayed = self._loop.call_soon(self._next), False
         elif self._wake_up is None:
-            oldest = next(iter(self._queue))
-            self._wake_up = self._loop.call_at(oldest.deadline - self._deadline_s + self._max_delay_s, self._next)
+            waited_s = time.perf_counter() - self._queue[0].enqueued_at
+            self._wake_up = self._loop.call_later(max(0.0, self._max_delay_s - waited_s), self._next)
             self._delayed = True
 
     def _next(self) -> None:
@@ -350,16 +350,16 @@ class Batcher:
         parts = self._take()
         if not parts:
             return
-        rows = sum(part.rows for part in parts)
-        self.counters.batches += 1
-        self.counters.rows += rows
-        self.counters.last_batch_at = time.time()
+        rows = sum(part[2] for part in parts)
+        counters = self.counters
+        counters.batches += 1
+        counters.rows += rows
+        counters.last_batch_at = time.time()
         now = time.perf_counter()
-        for part in parts:
-            ticket = part.ticket
+        for ticket, _, _ in parts:
             if ticket.started_at is None:
                 ticket.started_at = now
-                self.counters.queue_s += now - ticket.enqueued_at
+                counters.queue_s += now - ticket.enqueued_at
             if rows > ticket.batch_rows:
                 ticket.batch_rows = rows
         self._running, self._batch_started_at = True, now
@@ -376,18 +376,18 @@ class Batcher:
     def _take(self) -> list[_Part]:
         """Rows for one batch, oldest first. What is in the queue is wanted: tickets leave it when they are done."""
         parts: list[_Part] = []
-        room = self._batch_rows
-        while self._queue and room:
-            ticket, _ = self._queue.popitem(last=False)
-            start = ticket._next_row
-            rows = min(ticket.rows - start, room)
-            parts.append(_Part(ticket, start, rows))
-            ticket._next_row += rows
-            self._queue_rows -= rows
+        queue, room = self._queue, self._batch_rows
+        while queue and room:
+            ticket = queue[0]
+            start, rows = ticket._next_row, ticket.waiting_rows
+            if rows <= room:
+                queue.popleft()
+            else:
+                rows = room
+            parts.append((ticket, start, rows))
+            ticket._next_row = start + rows
             room -= rows
-            if ticket.waiting_rows:
-                self._queue[ticket] = None
-                self._queue.move_to_end(ticket, last=False)
+        self._queue_rows -= self._batch_rows - room
         return parts
 
     def _execute_and_return(self, parts: list[_Part]) -> None:
@@ -406,7 +406,7 @@ class Batcher:
         """
         if not parts:
             return []
-        ends = [*itertools.accumulate(part.rows for part in parts)]
+        ends = [*itertools.accumulate([part[2] for part in parts])]
         error: GanserveError
         try:
             latents, labels = _gather(parts)
@@ -428,44 +428,52 @@ class Batcher:
             return [error]
         if isinstance(error, RequestError):
             refused = _refused(parts)
-            outcome = iter(self._execute([part for part in parts if part.ticket not in refused]))
-            return [refused[part.ticket] if part.ticket in refused else next(outcome) for part in parts]
+            outcome = iter(self._execute([part for part in parts if part[0] not in refused]))
+            return [refused[part[0]] if part[0] in refused else next(outcome) for part in parts]
         logger.warning("a batch failed and is retried request by request requests=%d", len(parts))
         return list(itertools.chain.from_iterable(self._execute([part]) for part in parts))
 
     def _deliver(self, parts: list[_Part], outcome: list[Pixels | GanserveError]) -> None:
         self._running = False
-        seconds = time.perf_counter() - self._batch_started_at
-        self.counters.inference_s += seconds
+        counters, live = self.counters, self._live
+        now = time.perf_counter()
+        seconds = now - self._batch_started_at
+        counters.inference_s += seconds
         if self._on_batch is not None:
             try:
-                self._on_batch(sum(part.rows for part in parts), seconds)
+                self._on_batch(sum(part[2] for part in parts), seconds)
             except Exception:  # whoever counts must not keep the images from those who wait
                 logger.exception("the batch's callback failed")
         self._judge(outcome)
-        for part, result in zip(parts, outcome, strict=True):
-            ticket = part.ticket
+        for (ticket, start, rows), result in zip(parts, outcome, strict=True):
             if ticket.done:
                 continue
             if isinstance(result, GanserveError):
-                self.counters.failed += isinstance(result, InferenceError)
+                counters.failed += isinstance(result, InferenceError)
                 self._finish(ticket, error=result)
                 continue
-            if len(result) == ticket.rows:
+            if rows == ticket.rows:
                 ticket.pixels = result
             else:
                 try:
                     if ticket.pixels is None:
                         ticket.pixels = np.empty((ticket.rows, *result.shape[1:]), dtype=np.uint8)
-                    ticket.pixels[part.start : part.start + len(result)] = result
+                    ticket.pixels[start : start + rows] = result
                 except ValueError as err:  # images of another shape than the first ones: only this request fails
-                    self.counters.failed += 1
+                    counters.failed += 1
                     self._finish(ticket, error=InferenceError(f"the session's images cannot be joined: {err}"))
                     continue
-            ticket._missing -= len(result)
-            if ticket._missing == 0:
-                self.counters.done += 1
-                self._finish(ticket)
+                ticket._missing -= rows
+                if ticket._missing:
+                    continue
+            counters.done += 1
+            # `_finish`, without what a ticket does not need that has no more rows in the queue.
+            ticket.done, ticket.finished_at = True, now
+            del live[ticket]
+            try:
+                ticket.notify()
+            except Exception:  # one request's callback must not keep its neighbours from theirs
+                logger.exception("a request's callback failed")
         if self._queue:
             self._schedule()
 
@@ -531,11 +539,11 @@ class Batcher:
     def _expire(self) -> None:
         """Fails every ticket whose deadline has passed, and sets the timer for the next one."""
         self._deadline_timer = None
-        now = self._loop.time()
+        now = time.perf_counter()
         while self._live:
             ticket = next(iter(self._live))
             if ticket.deadline > now:
-                self._deadline_timer = self._loop.call_at(ticket.deadline, self._expire)
+                self._deadline_timer = self._loop.call_later(ticket.deadline - now, self._expire)
                 return
             self.counters.rejected_deadline += 1
             self._finish(ticket, error=DeadlineError(f"not done within {self._deadline_s * 1e3:g} ms"))
@@ -545,7 +553,7 @@ class Batcher:
             ticket.pixels, ticket.error = None, error
         self._settle(ticket)
         try:
-            ticket._on_done(ticket)
+            ticket.notify()
         except Exception:  # one request's callback must not keep its neighbours from theirs
             logger.exception("a request's callback failed")
 
@@ -553,8 +561,8 @@ class Batcher:
         ticket.done = True
         ticket.finished_at = time.perf_counter()
         del self._live[ticket]
-        if ticket in self._queue:
-            del self._queue[ticket]
+        if ticket.waiting_rows:
+            self._queue.remove(ticket)
             self._queue_rows -= ticket.waiting_rows
 
     def _retry_after_s(self) -> int:
@@ -568,9 +576,15 @@ def _gather(parts: Sequence[_Part]) -> tuple[Latents, Labels | None]:
     Raises:
         RequestError: a reader refuses one of the sources.
     """
-    reader = parts[0].ticket.reader
-    if reader is not None and all(_is_unread(part, reader) for part in parts):
-        return reader.read([part.ticket.source for part in parts])
+    reader = parts[0][0].reader
+    if reader is not None:
+        sources = [
+            ticket.source
+            for ticket, _, rows in parts
+            if ticket.reader is reader and ticket.latents is None and rows == ticket.rows
+        ]
+        if len(sources) == len(parts):
+            return reader.read(sources)
     pieces: list[Latents] = []
     label_pieces: list[Labels] = []
     for ticket, start, rows in parts:
@@ -584,12 +598,6 @@ def _gather(parts: Sequence[_Part]) -> tuple[Latents, Labels | None]:
     return np.concatenate(pieces), np.concatenate(label_pieces) if label_pieces else None
 
 
-def _is_unread(part: _Part, reader: Reader) -> bool:
-    """Whether it is a whole ticket for this reader."""
-    ticket, _, rows = part
-    return ticket.reader is reader and ticket.latents is None and rows == ticket.rows
-
-
 def _rows_of(ticket: Ticket) -> tuple[Latents, Labels | None]:
     """All rows of one ticket, read once."""
     if ticket.latents is None:
@@ -601,9 +609,9 @@ def _rows_of(ticket: Ticket) -> tuple[Latents, Labels | None]:
 def _refused(parts: Sequence[_Part]) -> dict[Ticket, RequestError]:
     """The tickets whose sources their readers refuse, and why."""
     refused: dict[Ticket, RequestError] = {}
-    for part in parts:
+    for ticket, _, _ in parts:
         try:
-            _rows_of(part.ticket)
+            _rows_of(ticket)
         except RequestError as err:
-            refused[part.ticket] = err
+            refused[ticket] = err
     return refused

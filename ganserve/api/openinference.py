@@ -65,7 +65,7 @@ def infer(request: Request, context: Context) -> Work:
         small = form.binary and len(form.head) + len(latents) * math.prod(model.pixel_shape) < MIN_DEFLATED_BYTES
         return repeat_of(plan, request.body, labels, model) if small or accept_encoding is None else None
 
-    # Binary pixels are copied, JSON ones looked up; compressing either is what takes time.
+    # Binary pixels are copied, JSON ones written out; compressing either is what takes time.
     row_us = 30.0 if accept_encoding is not None else 0.5 if form.binary else 5.0
     return Work(rows=len(latents), inputs=lambda: (latents, labels), finish=finish, row_us=row_us, repeat=repeat)
 

@@ -150,10 +150,11 @@ class _Head:
 class _Repeated:
     """How bodies of one kind are answered, with no handler."""
 
-    __slots__ = ("first_lines", "repeat", "work")
+    __slots__ = ("first_lines", "reader", "repeat", "rows", "work")
 
     def __init__(self, repeat: Repeat, work: Work) -> None:
         self.repeat = repeat
+        self.reader, self.rows = repeat.reader, work.rows
         # Not the body that it came of, which `inputs` and `repeat` know.
         self.work = Work(rows=work.rows, inputs=_no_inputs, finish=work.finish, row_us=work.row_us)
         self.first_lines: bytes | None = None  # of the answer, once there was one
@@ -166,7 +167,7 @@ def _no_inputs() -> tuple[Latents, Labels | None]:
 class _Exchange:
     """One of our requests on a connection, until its answer is written."""
 
-    __slots__ = ("body", "head", "keep_alive", "response", "rows", "started_at", "undo")
+    __slots__ = ("arrived_at", "body", "head", "keep_alive", "response", "rows", "undo")
 
     body: list[bytes]  # of one that is parsed
 
@@ -175,8 +176,34 @@ class _Exchange:
         self.keep_alive = head.keep_alive
         self.response: Response | None = None
         self.rows = 0  # that were asked for, once that is known
-        self.started_at = 0.0  # only where there is an access log
+        self.arrived_at = 0.0  # only where there is an access log
         self.undo: Any = None  # called if the client leaves: what stops the work
+
+
+class _Repetition(Ticket):
+    """An exchange whose request came before but for its tensors, and its place in the batcher: one object for both."""
+
+    __slots__ = ("arrived_at", "context", "head", "keep_alive", "protocol", "repeated", "response")
+
+    def __init__(
+        self, protocol: "FastProtocol", context: Context, head: _Head, repeated: _Repeated, source: bytes
+    ) -> None:
+        super().__init__(repeated.rows, source=source, reader=repeated.reader)
+        self.protocol = protocol
+        self.context = context
+        self.head = head
+        self.repeated = repeated
+        self.keep_alive = head.keep_alive
+        self.response: Response | None = None
+        self.arrived_at = 0.0
+
+    def notify(self) -> None:
+        """The batcher is done with it."""
+        self.protocol._repeat_done(self)
+
+    def undo(self) -> None:
+        """The client left."""
+        self.context.batcher.cancel(self)
 
 
 class FastProtocol(HttpToolsProtocol):
@@ -191,7 +218,7 @@ class FastProtocol(HttpToolsProtocol):
         """A client connected."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self._reading_changed)
-        self._waiting: deque[_Exchange] = deque()
+        self._waiting: deque[_Exchange | _Repetition] = deque()
         self._owed_rows = 0  # of those in the queue that have begun
         self._held: deque[tuple[_Exchange, bytes]] = deque()  # those that have not, with their bodies
         self._receiving: _Exchange | None = None
@@ -206,6 +233,7 @@ class FastProtocol(HttpToolsProtocol):
         self._messages = 0
         self._whole: bytes | None = None  # what was read, if it starts with the request that is arriving
         self._started_at = self._active_at = self._drained_at = self.loop.time()
+        self._was_active = False  # since it was looked at
         self._undrained_bytes = 0
         self._watch_timer = self.loop.call_later(_WATCH_S, self._watch)
         if len(self.connections) > self.door.settings.max_connections:
@@ -235,12 +263,13 @@ class FastProtocol(HttpToolsProtocol):
             end = data.find(b"\r\n\r\n") + 4
             head = self.heads.get(data[:end])
             if head is not None and len(data) == end + head.body_bytes:
+                if head.repeats and self._repeat(head, data, end):
+                    return
                 exchange = _Exchange(head)
                 if self.door.access_log is not None:
-                    exchange.started_at = time.perf_counter()
+                    exchange.arrived_at = time.perf_counter()
                 self._waiting.append(exchange)
-                if not (head.repeats and self._repeat(exchange, data, end)):
-                    self._begin(exchange, data[end:])
+                self._begin(exchange, data[end:])
                 return
         self._whole = data if at_start else None
         self._stash.append(memoryview(data))
@@ -339,7 +368,7 @@ class FastProtocol(HttpToolsProtocol):
             self._hand_over()
             return
         if self.door.access_log is not None:
-            exchange.started_at = time.perf_counter()
+            exchange.arrived_at = time.perf_counter()
         exchange.body = []
         self._receiving = exchange
         self._waiting.append(exchange)
@@ -512,10 +541,9 @@ class FastProtocol(HttpToolsProtocol):
         exchange.undo = functools.partial(context.batcher.cancel, ticket)
 
     def _done(
-        self, exchange: _Exchange, work: Work, labels: Labels | None, context: Context, ticket: Ticket
+        self, exchange: _Exchange | _Repetition, work: Work, labels: Labels | None, context: Context, ticket: Ticket
     ) -> Response:
         """The batcher calls it, never before `_queue` has returned: pixels, or why there are none."""
-        exchange.undo = None
         try:
             response = finish(work, labels, ticket, context)
         except Exception as err:  # as in _begin
@@ -523,32 +551,34 @@ class FastProtocol(HttpToolsProtocol):
         self._answer(exchange, response)
         return response
 
-    def _repeat(self, exchange: _Exchange, data: bytes, start: int) -> bool:
+    def _repeat(self, head: _Head, data: bytes, start: int) -> bool:
         """Puts the tensors of a body, `data` from `start` on, into the batch; false if it is for the handler."""
-        head, context = exchange.head, self.door.context
         begin, end = start + head.before, len(data) - head.after
         repeated = head.repeats.get(data[start:begin] + data[end:])
+        context = self.door.context
         if repeated is None or context is None:
             return False
         source = repeated.repeat.source(data[begin:end])
         if source is None:
             return False
-        self._owe(exchange, repeated.work.rows)
-        done = functools.partial(self._repeat_done, exchange, repeated, context)
+        repetition = _Repetition(self, context, head, repeated, source)
+        if self.door.access_log is not None:
+            repetition.arrived_at = time.perf_counter()
+        self._waiting.append(repetition)
+        self._owed_rows += repetition.rows
         try:
-            ticket = context.batcher.submit_unread(repeated.work.rows, source, repeated.repeat.reader, done)
+            context.batcher.enqueue(repetition)
         except RequestError as err:
-            self._answer(exchange, tell(err, head.path))
-        else:
-            exchange.undo = functools.partial(context.batcher.cancel, ticket)
+            self._answer(repetition, tell(err, head.path))
         return True
 
-    def _repeat_done(self, exchange: _Exchange, repeated: _Repeated, context: Context, ticket: Ticket) -> None:
+    def _repeat_done(self, repetition: "_Repetition") -> None:
         """As `_done`, and the answer is written at once where nothing else is to be done on this connection."""
-        alone = len(self._waiting) == 1 and not self._stash and not self.pipeline
-        first_lines, pixels = repeated.first_lines, ticket.pixels
-        if first_lines is None or pixels is None or not alone or not exchange.keep_alive or self.transport.is_closing():
-            response = self._done(exchange, repeated.work, repeated.repeat.labels, context, ticket)
+        waiting, pixels, repeated, context = self._waiting, repetition.pixels, repetition.repeated, repetition.context
+        first_lines = repeated.first_lines
+        alone = len(waiting) == 1 and not self._stash and not self.pipeline and repetition.keep_alive
+        if first_lines is None or pixels is None or not alone or self.transport.is_closing():
+            response = self._done(repetition, repeated.work, repeated.repeat.labels, context, repetition)
             if response.status == 200:
                 repeated.first_lines = _first_lines_of(response)
             return
@@ -557,19 +587,19 @@ class FastProtocol(HttpToolsProtocol):
         encode_s = time.perf_counter() - started_at
         identity = new_request_id()
         last = (
-            f"server-timing: {server_timing(ticket, encode_s)}\r\ncontent-length: {len(body)}\r\n"
+            f"server-timing: {server_timing(repetition, encode_s)}\r\ncontent-length: {len(body)}\r\n"
             f"x-request-id: {identity}\r\n\r\n"
         )
-        self._waiting.clear()
-        self._owed_rows -= exchange.rows
-        self._active_at = self.loop.time()
+        waiting.clear()
+        self._owed_rows -= repetition.rows
+        self._was_active = True
         self.transport.write(b"".join((first_lines, self._default_lines(), last.encode("ascii"), body)))
         self.server_state.total_requests += 1
-        self.door.count(exchange.head.match.template, 200)
         if context.metrics is not None:
+            context.metrics.answered(repetition.head.match.template, 200)
             context.metrics.encoded(encode_s)
         if self.door.access_log is not None:
-            self._log(exchange, identity, Response(body=body, rows=exchange.rows))
+            self._log(repetition, identity, Response(body=body, rows=repetition.rows))
 
     def _in_task(self, exchange: _Exchange, answering: Any) -> None:
         """Awaits what is too dear for a parser callback."""
@@ -587,7 +617,7 @@ class FastProtocol(HttpToolsProtocol):
 
         task.add_done_callback(done)
 
-    def _answer(self, exchange: _Exchange, response: Response) -> None:
+    def _answer(self, exchange: _Exchange | _Repetition, response: Response) -> None:
         """The answer is known; it is written when all before it are."""
         exchange.response = response
         if self._waiting and self._waiting[0] is exchange:
@@ -613,7 +643,7 @@ class FastProtocol(HttpToolsProtocol):
             self.door.count(exchange.head.match.template, response.status)
             if self.door.access_log is not None:
                 self._log(exchange, identity, response)
-        self._active_at = self.loop.time()
+        self._was_active = True
         self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if not keep_alive:
             self._closing = True
@@ -626,7 +656,7 @@ class FastProtocol(HttpToolsProtocol):
         if self._stash:
             self._feed_soon()
 
-    def _log(self, exchange: _Exchange, identity: str, response: Response | None) -> None:
+    def _log(self, exchange: _Exchange | _Repetition, identity: str, response: Response | None) -> None:
         """A line for the access log; without a response, the client left before it."""
         assert self.door.access_log is not None, "asked before"
         head = exchange.head
@@ -636,12 +666,14 @@ class FastProtocol(HttpToolsProtocol):
             route=head.match.template,
             status=None if response is None else response.status,
             sent_bytes=0 if response is None or head.method == "HEAD" else len(response.body),
-            started_at=exchange.started_at or time.perf_counter(),
+            started_at=exchange.arrived_at or time.perf_counter(),
             rows=0 if response is None else response.rows,
             client=None if self.client is None else self.client[0],
         )
 
-    def _serialized(self, exchange: _Exchange, response: Response, identity: str, *, keep_alive: bool) -> bytes:
+    def _serialized(
+        self, exchange: _Exchange | _Repetition, response: Response, identity: str, *, keep_alive: bool
+    ) -> bytes:
         """Status line, headers and body, as uvicorn would write them."""
         head, body = exchange.head, response.body
         timing = "" if response.server_timing is None else f"server-timing: {response.server_timing}\r\n"
@@ -671,6 +703,8 @@ class FastProtocol(HttpToolsProtocol):
         """Once a second: ends a connection that is idle, whose request does not arrive, or that does not read."""
         self._watch_timer = self.loop.call_later(_WATCH_S, self._watch)
         now, settings = self.loop.time(), self.door.settings
+        if self._was_active:
+            self._active_at, self._was_active = now, False
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent < self._undrained_bytes:
             self._drained_at = now
