@@ -186,11 +186,10 @@ def inflate(body: bytes, headers: Mapping[str, str], *, limit: int) -> bytes:
 
 def deflate(response: Response, accept_encoding: str | None) -> Response:
     """The answer as gzip (RFC 1952) or deflate (RFC 1950), if `Accept-Encoding` likes one and it is worth it."""
-    if accept_encoding is None or len(response.body) < MIN_DEFLATED_BYTES:
+    if len(response.body) < MIN_DEFLATED_BYTES or not compresses(accept_encoding):
         return response
+    assert accept_encoding is not None, "else nothing is compressed"
     coding = _coding(accept_encoding)
-    if coding == "identity":
-        return response
     # Level 1: pixels of digits are mostly runs of black, which every level finds.
     deflater = zlib.compressobj(1, zlib.DEFLATED, 31 if coding == "gzip" else 15)
     return replace(
@@ -200,6 +199,12 @@ def deflate(response: Response, accept_encoding: str | None) -> Response:
     )
 
 
+def compresses(accept_encoding: str | None) -> bool:
+    """Whether an answer to somebody who accepts these content codings is compressed, if it is large enough."""
+    return accept_encoding is not None and _coding(accept_encoding) != "identity"
+
+
+@functools.lru_cache(maxsize=64)  # a client says the same in every request
 def _coding(accept_encoding: str) -> str:
     """The content coding that `Accept-Encoding` likes best (RFC 9110, section 12.5.3): gzip, deflate or identity."""
     quality: dict[str, float] = {}

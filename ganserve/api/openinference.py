@@ -19,6 +19,7 @@ from ganserve.api.http import (
     Request,
     Response,
     Work,
+    compresses,
     deflate,
     json_response,
     media_type,
@@ -57,16 +58,17 @@ def infer(request: Request, context: Context) -> Work:
     plan, latents, labels = read_inference(request.body, request.headers.get(HEADER_LENGTH), model)
 
     accept_encoding, form = request.headers.get("accept-encoding"), plan.form
+    compressed = compresses(accept_encoding)
 
     def finish(_: Labels | None, pixels: Pixels) -> Response:
         return deflate(write_inference(form, pixels), accept_encoding)
 
     def repeat() -> Repeat | None:
         small = form.binary and len(form.head) + len(latents) * math.prod(model.pixel_shape) < MIN_DEFLATED_BYTES
-        return repeat_of(plan, request.body, labels, model) if small or accept_encoding is None else None
+        return repeat_of(plan, request.body, labels, model) if small or not compressed else None
 
     # Binary pixels are copied, JSON ones written out; compressing either is what takes time.
-    row_us = 30.0 if accept_encoding is not None else 0.5 if form.binary else 5.0
+    row_us = 30.0 if compressed else 0.5 if form.binary else 5.0
     return Work(rows=len(latents), inputs=lambda: (latents, labels), finish=finish, row_us=row_us, repeat=repeat)
 
 

@@ -231,7 +231,8 @@ class FastProtocol(HttpToolsProtocol):
         self._message_bytes = self._body_bytes = 0
         self._announced_bytes = 0  # of the body of one of ours: as far as that goes, no other request begins
         self._messages = 0
-        self._whole: bytes | None = None  # what was read, if it starts with the request that is arriving
+        self._whole: bytes | None = None  # what was read first of the request that is arriving, if it starts there
+        self._early: bytes | None = None  # a known head, whose body has still to come
         self._started_at = self._active_at = self._drained_at = self.loop.time()
         self._was_active = False  # since it was looked at
         self._undrained_bytes = 0
@@ -258,6 +259,8 @@ class FastProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Some bytes of one or several requests: parsed in slices, as far as there is room for their answers."""
         self._unset_keepalive_if_required()
+        if self._early is not None:
+            data, self._early = self._early + data, None
         at_start = not (self._in_message or self._stash or self._waiting or self._closing)
         if at_start and not self._uvicorns_turn() and not self.flow.read_paused:
             end = data.find(b"\r\n\r\n") + 4
@@ -271,17 +274,24 @@ class FastProtocol(HttpToolsProtocol):
                 self._waiting.append(exchange)
                 self._begin(exchange, data[end:])
                 return
-        self._whole = data if at_start else None
+            if head is not None and len(data) == end:  # many clients write the head first
+                self._early = data
+                return
+        if at_start:
+            self._whole = data
+        elif self._in_head or not self._in_message:
+            self._whole = None
         self._stash.append(memoryview(data))
         self._feed()
 
     def _remember(self, head: _Head) -> None:
-        """Keeps the head of the request that has just arrived, if it came in one piece, with its body and no more."""
+        """Keeps the head of the request that has just arrived, if it came in one piece, alone or with all its body."""
         whole, self._whole = self._whole, None
         if whole is None or self._stash or self._messages != 1 or head.identity is not None:
             return
-        end = whole.find(b"\r\n\r\n") + 4
-        if end > _REMEMBERED_HEAD_BYTES or len(whole) != end + self._body_bytes:  # chunked, for example
+        end, body_bytes = whole.find(b"\r\n\r\n") + 4, self._body_bytes
+        alone = len(whole) == end and self._announced_bytes == body_bytes  # not chunked, for example
+        if end > _REMEMBERED_HEAD_BYTES or not (alone or len(whole) == end + body_bytes):
             return
         if len(self.heads) >= _REMEMBERED_HEADS:
             self.heads.clear()
@@ -703,6 +713,10 @@ class FastProtocol(HttpToolsProtocol):
         """Once a second: ends a connection that is idle, whose request does not arrive, or that does not read."""
         self._watch_timer = self.loop.call_later(_WATCH_S, self._watch)
         now, settings = self.loop.time(), self.door.settings
+        if self._early is not None:  # for longer than a client needs between two writes: time counts from here on
+            self._stash.append(memoryview(self._early))
+            self._early = None
+            self._feed()
         if self._was_active:
             self._active_at, self._was_active = now, False
         unsent = self.transport.get_write_buffer_size()
