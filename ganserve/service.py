@@ -9,7 +9,10 @@ import contextlib
 import gc
 import json
 import logging
+import secrets
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +51,29 @@ def _explained() -> Iterator[None]:
 
 with _explained():
     settings = Settings.from_env()
+
+
+def _close_supervisors_ports() -> None:
+    """Lets nobody but this process command the supervisor of the workers.
+
+    BentoML has circus listen on two TCP ports of 127.0.0.1, where every process of the machine, whoever's it is, may
+    tell it to stop or to run any command as the user who serves, without a token. Here they are `inproc`: no socket.
+    """
+    from bentoml._internal.utils.circus import Arbiter  # here: the workers do without it
+
+    original = Arbiter.__init__
+
+    def private(self: Any, *args: Any, endpoint: str, pubsub_endpoint: str, **options: Any) -> None:
+        folder: str | None = None
+        name = f"inproc://ganserve-{secrets.token_hex(8)}"
+        if options.get("plugins"):  # --reload has a process that watches files and tells the supervisor of changes
+            folder = tempfile.mkdtemp(prefix="ganserve-")  # 0700: for this user alone
+            name = f"ipc://{folder}/supervisor"
+        original(self, *args, endpoint=f"{name}-control", pubsub_endpoint=f"{name}-events", **options)
+        if folder is not None:
+            self.exit_stack.callback(shutil.rmtree, folder, ignore_errors=True)
+
+    Arbiter.__init__ = private
 
 
 class FrontedService(bentoml.Service):  # type: ignore[misc]  # bentoml's exports are lazy, so mypy sees Any
@@ -106,6 +132,7 @@ class GanServe:
 
         BentoML starts a worker that fails again and again, so what can be known before is found out here.
         """
+        _close_supervisors_ports()
         with _explained(), contextlib.chdir(_ROOT):
             artifact, _ = find_artifact(settings.artifact)
             artifact.verify()
