@@ -392,7 +392,7 @@ def parse_npy(body: bytes, *, columns: int, max_rows: int) -> Latents:
     shape, fortran, dtype, offset = _npy_header(body)
     if dtype != np.dtype("<f4"):
         raise InvalidRequestError(f"latents must be float32, got {str(dtype)[:64]}")
-    if len(shape) != 2 or shape[1] != columns:
+    if len(shape) != 2 or shape[1] != columns or type(shape[0]) is not int:  # to NumPy's parser, True is an integer
         raise InvalidRequestError(f"latents must have shape [N, {columns}], got {_short(list(shape))}")
     if not 1 <= shape[0] <= max_rows:
         raise InvalidRequestError(f"1 to {max_rows} latents a request, got {_short(shape[0])}")
