@@ -73,7 +73,7 @@ def _close_supervisors_ports() -> None:
         if folder is not None:
             self.exit_stack.callback(shutil.rmtree, folder, ignore_errors=True)
 
-    Arbiter.__init__ = private
+    Arbiter.__init__ = private  # type: ignore[method-assign]  # BentoML makes it by its own name
 
 
 class FrontedService(bentoml.Service):  # type: ignore[misc]  # bentoml's exports are lazy, so mypy sees Any
