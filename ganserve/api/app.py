@@ -10,6 +10,7 @@ from ganserve.api.access import AccessLog
 from ganserve.api.exchange import (
     check_announced,
     check_head,
+    check_head_size,
     check_token,
     given_request_id,
     header_mapping,
@@ -127,6 +128,7 @@ class FrontDoor:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
         """The answer, or None when BentoML has given it."""
         path = scope["path"]
+        check_head_size(len(path) + len(scope["query_string"]), scope["headers"])
         check_head(scope.get("http_version", "1.1"), scope["headers"])
         if path not in HEALTH_PATHS:
             check_token(scope["headers"], self.token)

@@ -7,13 +7,14 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ganserve.api.http import Context, Labels, Request, Response, Work, inflate
 from ganserve.api.routing import Match, protocol_of
 from ganserve.batcher import Ticket
 from ganserve.errors import (
     BodyTooLargeError,
+    HeadTooLargeError,
     HTTPVersionError,
     InvalidRequestError,
     RequestError,
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 # What takes longer goes to a thread.
 INLINE_US = 500.0
 INLINE_BODY_BYTES = 1 << 16
+
+MAX_HEAD_BYTES = 1 << 16  # the request line and the headers, or the trailers
+MAX_HEADERS = 100
 
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")  # nothing that could end a header
 # RFC 3986, section 3.2.2 and 3.2.3: a name, an IPv4 address or an IPv6 one in brackets, and perhaps a port; or nothing.
@@ -106,6 +110,18 @@ def check_head(version: str, raw_headers: Iterable[tuple[bytes, bytes]]) -> None
         raise InvalidRequestError("HTTP/1.0 has no Transfer-Encoding")
     if b",".join(codings).strip().lower() != b"chunked":
         raise TransferCodingError("the only transfer coding that this server knows is chunked, once")
+
+
+def check_head_size(target_bytes: int, raw_headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuses a head that is too large, where it was read whole; the protocol class stops before that.
+
+    Raises:
+        HeadTooLargeError: more than `MAX_HEADERS` headers, or than `MAX_HEAD_BYTES` with the target.
+    """
+    if len(raw_headers) > MAX_HEADERS:
+        raise HeadTooLargeError(f"a request may have {MAX_HEADERS} headers")
+    if target_bytes + sum(len(name) + len(value) + 4 for name, value in raw_headers) > MAX_HEAD_BYTES:
+        raise HeadTooLargeError(f"a request's head may have {MAX_HEAD_BYTES} bytes")
 
 
 def check_announced(raw_headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:

@@ -30,6 +30,8 @@ from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, 
 from ganserve.api.app import FrontDoor
 from ganserve.api.exchange import (
     INLINE_BODY_BYTES,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
     check_announced,
     check_head,
     check_token,
@@ -46,7 +48,13 @@ from ganserve.api.exchange import (
 from ganserve.api.http import Context, Labels, Response, Work
 from ganserve.api.routing import BENTOML_PATHS, Match, resolve
 from ganserve.batcher import Ticket
-from ganserve.errors import BodyTooLargeError, RequestError, SlowRequestError
+from ganserve.errors import (
+    BodyTooLargeError,
+    HeadTooLargeError,
+    InvalidRequestError,
+    RequestError,
+    SlowRequestError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +62,6 @@ MAX_PIPELINED = 64  # unanswered requests on one connection; more are not parsed
 MAX_PIPELINED_ROWS = 256  # the same for images: a client that reads nothing is owed these and one more request's
 _SLICE_BYTES = 2048  # parsed at once: a request, or a few dozen of the smallest
 _MESSAGES_A_TURN = 16  # requests of one connection in one turn of the loop: then others have theirs
-_MAX_HEAD_BYTES = 1 << 16
-_MAX_HEADERS = 100
 _REMEMBERED_HEADS, _REMEMBERED_HEAD_BYTES = 256, 2048
 _WATCH_S = 1.0  # how often a connection is looked at for being idle or slow
 _NEEDED = ("on_message_begin", "on_headers_complete", "on_body", "on_message_complete", "_start_asgi_task", "shutdown")
@@ -223,8 +229,8 @@ class FastProtocol(HttpToolsProtocol):
             super().data_received(piece)  # type: ignore[arg-type]  # the parser takes any buffer
             # Heads and trailers, and a value without an end of which the parser tells nothing; chunks cost up to 6
             # bytes for each of the body.
-            if self._in_message and self._message_bytes > _MAX_HEAD_BYTES + 6 * self._body_bytes:
-                self._refuse(431, f"a request's head may have {_MAX_HEAD_BYTES} bytes")
+            if self._in_message and self._message_bytes > MAX_HEAD_BYTES + 6 * self._body_bytes:
+                self._refuse(HeadTooLargeError(f"a request's head may have {MAX_HEAD_BYTES} bytes"))
         if self._stash and not self._blocked():
             self._feed_soon()
         self._set_reading(not self._stash and not self.flow.read_paused)
@@ -269,10 +275,10 @@ class FastProtocol(HttpToolsProtocol):
         """A header; trailers, which come after the body, are not headers (RFC 9110, section 6.5.1)."""
         if not self._in_head:
             return
-        if len(self.headers) < _MAX_HEADERS:
+        if len(self.headers) < MAX_HEADERS:
             super().on_header(name, value)
         else:
-            self._refuse(431, f"a request may have {_MAX_HEADERS} headers")
+            self._refuse(HeadTooLargeError(f"a request may have {MAX_HEADERS} headers"))
 
     def on_headers_complete(self) -> None:
         """The head is there: ours or uvicorn's?"""
@@ -348,9 +354,9 @@ class FastProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """The parser cannot go on: what is owed is answered first."""
-        self._refuse(400, msg)
+        self._refuse(InvalidRequestError(msg))
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, error: RequestError) -> None:
         """Ends the connection with a last answer, behind those that are owed."""
         if self._closing:
             return
@@ -368,8 +374,7 @@ class FastProtocol(HttpToolsProtocol):
                 exchange = _Exchange(_NO_HEAD)
                 self._waiting.append(exchange)
             exchange.keep_alive = False
-            body = message.encode()
-            self._answer(exchange, Response(status=status, content_type="text/plain; charset=utf-8", body=body))
+            self._answer(exchange, tell(error, self.url.decode("latin-1") if self._in_message else "/"))
 
     # Ours, from claim to answer.
 

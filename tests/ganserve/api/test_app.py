@@ -276,7 +276,7 @@ def test_deadline_is_504(serve, engine):
 
 
 def test_poisoned_request_is_an_opaque_500(serve, engine, caplog):
-    """A request that the model fails on is a 500 without our secrets, which the log has; its 39 neighbours get pixels."""
+    """A request that the model fails on is a 500 without our secrets, which the log has; 39 neighbours get pixels."""
     server = serve(poisoned=True)
     server.gate.open.clear()
     with contextlib.ExitStack() as stack:
