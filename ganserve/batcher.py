@@ -218,6 +218,21 @@ class Batcher:
             return "the session hangs: a batch takes longer than a request's deadline"
         return self._fault
 
+    def check_room(self, rows: int) -> None:
+        """Refuses rows that `submit` would refuse, before anybody makes them.
+
+        Raises:
+            OverloadedError: the queue has no room for so many, or the server is shutting down.
+        """
+        if self._closing:
+            raise OverloadedError("the server is shutting down")
+        if self._queue_rows + rows > self._max_queue_rows:
+            self.counters.rejected_full += 1
+            raise OverloadedError(
+                f"the queue is full: {self._queue_rows} rows wait, {rows} more do not fit into {self._max_queue_rows}",
+                retry_after_s=self._retry_after_s(),
+            )
+
     def submit(self, latents: Latents, labels: Labels | None, on_done: Callable[[Ticket], None]) -> Ticket:
         """Queues rows; `on_done` is called once, on the loop, unless the ticket is cancelled first.
 
@@ -230,14 +245,7 @@ class Batcher:
             OverloadedError: the queue has no room for these rows, or the server is shutting down.
         """
         rows = len(latents)
-        if self._closing:
-            raise OverloadedError("the server is shutting down")
-        if self._queue_rows + rows > self._max_queue_rows:
-            self.counters.rejected_full += 1
-            raise OverloadedError(
-                f"the queue is full: {self._queue_rows} rows wait, {rows} more do not fit into {self._max_queue_rows}",
-                retry_after_s=self._retry_after_s(),
-            )
+        self.check_room(rows)
         ticket = Ticket(latents, labels, on_done, time.perf_counter(), self._loop.time() + self._deadline_s)
         self._queue[ticket] = None
         self._queue_rows += rows

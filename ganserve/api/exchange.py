@@ -185,6 +185,8 @@ async def work_off(work: Work, context: Context) -> Response:
         RequestError: as `respond`.
     """
     large = not is_cheap(work)
+    if large:
+        context.batcher.check_room(work.rows)  # at once: rows that nobody takes need not be drawn
     latents, labels = await asyncio.to_thread(work.inputs) if large else work.inputs()
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
