@@ -23,7 +23,7 @@ import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLException
 
-from ganserve import cpu
+from ganserve import cpu, cuda
 from ganserve.api import native, protocol
 from ganserve.api.app import FrontDoor
 from ganserve.api.http import Context
@@ -76,6 +76,11 @@ def _close_supervisors_ports() -> None:
     Arbiter.__init__ = private  # type: ignore[method-assign]  # BentoML makes it by its own name
 
 
+def _device_id(worker: int) -> int:
+    """The CUDA device of a worker, numbered from 1; it is none's where there is no CUDA."""
+    return 0 if settings.device == "cpu" or cuda_obstacle() is not None else cuda.device_of(worker)
+
+
 class FrontedService(bentoml.Service):  # type: ignore[misc]  # bentoml's exports are lazy, so mypy sees Any
     """A BentoML service whose workers answer through the front door; BentoML's own application stands behind it."""
 
@@ -109,7 +114,7 @@ class GanServe:
         self.engine = Engine(
             self.artifact,
             device=settings.device,
-            device_id=(bentoml.server_context.worker_index or 1) - 1 if settings.device == "cuda" else 0,
+            device_id=_device_id(bentoml.server_context.worker_index or 1),
             threads=settings.threads or cpu.threads_per_worker(settings.workers),
             max_batch_rows=settings.max_batch_rows,
         )

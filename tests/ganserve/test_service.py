@@ -2,6 +2,7 @@ import asyncio
 
 import numpy as np
 
+from ganserve import cuda, service
 from ganserve.api.http import Context
 from ganserve.batcher import Batcher
 from ganserve.engine import Engine
@@ -28,3 +29,31 @@ def test_generate_is_called_in_process(tmp_path):
     assert answer["labels"] == [3, 3]
     expected = engine.run(draw(5, 2, 16)[0], np.array([3, 3]))
     np.testing.assert_array_equal(np.array(answer["pixels"]), expected)
+
+
+def test_it_is_ready_when_the_engine_is_proven_and_until_it_drains(tmp_path):
+    """BentoML's /readyz: not before there is a batcher, which a proven engine comes before, and not while it drains."""
+    engine = Engine(make_artifact(tmp_path / "digits"), device="cpu", max_batch_rows=1)
+
+    async def scenario():
+        made = GanServe.inner.__new__(GanServe.inner)
+        made.batcher = None
+        assert not made.__is_ready__()
+        made.batcher = Batcher(engine, max_batch_rows=1, max_queue_rows=1, deadline_ms=5000)
+        assert made.__is_ready__()
+        made.batcher.draining = True
+        assert not made.__is_ready__()
+        await made.batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_workers_have_devices_where_there_is_cuda(monkeypatch):
+    """By their number, whether CUDA was asked for or found; nobody asks a driver that is not there."""
+    monkeypatch.setattr(cuda, "device_of", lambda worker: worker + 100)
+    monkeypatch.setattr(service, "cuda_obstacle", lambda: "no driver")
+    assert service._device_id(2) == 0
+    monkeypatch.setattr(service, "cuda_obstacle", lambda: None)
+    for device, given in (("auto", 102), ("cuda", 102), ("cpu", 0)):
+        monkeypatch.setattr(service, "settings", Settings(device=device))
+        assert service._device_id(2) == given
