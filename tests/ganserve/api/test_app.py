@@ -17,6 +17,7 @@ from ganserve import latents
 from ganserve.api import exchange
 from ganserve.api.app import FrontDoor
 from ganserve.batcher import Batcher
+from ganserve.errors import UnauthorizedError
 from ganserve.settings import Settings
 from tests.connection import Answer, Connection
 from tests.served import POISON
@@ -258,6 +259,31 @@ def test_full_queue_is_503_with_retry_after(serve, engine):
         server.gate.open.set()
         assert running.getresponse().status == waiting.getresponse().status == 200
         _good(refused, engine)
+
+
+def test_rows_that_do_not_fit_are_not_drawn(serve, monkeypatch):
+    """A large request that the queue has no room for is refused before its latents are made, which takes a while."""
+    server = serve(max_queue_rows=1000, max_request_rows=1000)
+    server.gate.open.clear()
+    drawn, draw = [], latents.draw
+
+    def counting(seed, count, *rest, **options):
+        drawn.append(count)
+        return draw(seed, count, *rest, **options)
+
+    monkeypatch.setattr(latents, "draw", counting)
+    with server.connect() as running, server.connect() as waiting, server.connect() as refused:
+        running.send_request("POST", "/v1/generate", {"seed": 1})
+        assert server.gate.entered.wait(10)
+        waiting.send_request("POST", "/v1/generate", {"n": 900})
+        while server.batcher.queue_rows < 900:
+            time.sleep(0.005)
+        for _ in range(3):
+            _problem(refused.ask("POST", "/v1/generate", {"n": 999}), 503, "the queue is full: 900 rows wait, 999 more")
+        assert drawn == [1, 900]
+        assert server.batcher.counters.rejected_full == 3
+        server.gate.open.set()
+        assert running.getresponse().status == waiting.getresponse().status == 200
 
 
 def test_deadline_is_504(serve, engine):
@@ -558,6 +584,18 @@ def test_token_is_needed_everywhere_but_for_health(serve, engine):
         assert connection.ask("GET", "/readyz")[0] == 200
         assert connection.ask("GET", "/v1/model", **bearer)[0] == 200
         assert connection.ask("GET", "/metrics", **bearer)[0] == 200
+
+
+def test_tokens_are_compared_in_constant_time(monkeypatch):
+    """Whatever is given for a token is compared by the function that takes as long for any: no early way out."""
+    compared = []
+    monkeypatch.setattr(exchange.hmac, "compare_digest", lambda *both: compared.append(both) or both[0] == both[1])
+    token = b"correct-horse-battery"
+    for given in (b"", b"Basic x", b"Bearer correct-horse-batterz", b"Bearer \xff", b"Bearer"):
+        with pytest.raises(UnauthorizedError):
+            exchange.check_token([(b"authorization", given)], token)
+    exchange.check_token([(b"authorization", b"Bearer correct-horse-battery")], token)
+    assert [both[1] for both in compared] == [token] * 6
 
 
 def test_requests_have_an_identity(connection):
