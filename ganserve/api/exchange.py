@@ -17,6 +17,7 @@ from ganserve.errors import (
     HeadTooLargeError,
     HTTPVersionError,
     InvalidRequestError,
+    OverloadedError,
     RequestError,
     TransferCodingError,
     UnauthorizedError,
@@ -37,6 +38,34 @@ _REQUEST_ID = re.compile(rb"[!-~]{1,128}")  # nothing that could end a header
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
 _PROCESS = secrets.token_hex(6)
 _request_numbers = itertools.count(1)
+
+
+class Bodies:
+    """What a worker holds of the bodies of requests that are not answered yet, of all its connections together."""
+
+    def __init__(self, limit: int) -> None:
+        """None yet.
+
+        Args:
+            limit: bytes in all, beyond which no large body grows. Small ones are always held: those of all connections
+                that there may be are not that much.
+        """
+        self._limit = limit
+        self.held_bytes = 0
+
+    def add(self, size: int, of: int) -> None:
+        """Holds `size` more bytes of a body that has `of` with them.
+
+        Raises:
+            OverloadedError: it is a large one, and there is no room. The bytes count all the same, until `remove`.
+        """
+        self.held_bytes += size
+        if self.held_bytes > self._limit and of > INLINE_BODY_BYTES:
+            raise OverloadedError("too many large bodies are arriving or wait for their answers")
+
+    def remove(self, size: int) -> None:
+        """A request is answered, or will not be: its body is gone."""
+        self.held_bytes -= size
 
 
 def header_mapping(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -44,7 +44,7 @@ _REASONS = {
     431: "The head has more than 100 headers or 64 KiB; the connection is closed.",
     500: "A fault of the server; its log has the details.",
     501: "The body has another transfer coding than chunked; the connection is closed.",
-    503: "The queue is full, or the server is starting, stopping or not ready.",
+    503: "The queue is full, too many large bodies arrive, or the server is starting, stopping or not ready.",
     504: "Not done within the deadline; rows that still waited were not computed.",
     505: "Another version of HTTP than 1.0 and 1.1; the connection is closed.",
 }

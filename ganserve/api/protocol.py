@@ -52,6 +52,7 @@ from ganserve.errors import (
     BodyTooLargeError,
     HeadTooLargeError,
     InvalidRequestError,
+    OverloadedError,
     RequestError,
     SlowRequestError,
 )
@@ -121,12 +122,13 @@ class _Head:
 class _Exchange:
     """One of our requests on a connection, until its answer is written."""
 
-    __slots__ = ("body", "head", "keep_alive", "response", "rows", "started_at", "undo")
+    __slots__ = ("body", "head", "held_bytes", "keep_alive", "response", "rows", "started_at", "undo")
 
     def __init__(self, head: _Head) -> None:
         self.head = head
         self.keep_alive = head.keep_alive
         self.body: list[bytes] = []
+        self.held_bytes = 0  # of the body, until the answer is written
         self.response: Response | None = None
         self.rows = 0  # that were asked for, once that is known
         self.started_at = 0.0  # only where there is an access log
@@ -174,6 +176,7 @@ class FastProtocol(HttpToolsProtocol):
         for exchange in self._waiting:
             if exchange.undo is not None:
                 exchange.undo()
+            self._let_go(exchange)
             if self.door.access_log is not None:
                 self._log(exchange, exchange.head.identity or new_request_id(), None)
         self._waiting.clear()
@@ -317,9 +320,22 @@ class FastProtocol(HttpToolsProtocol):
         limit = self.door.settings.max_body_bytes
         if self._body_bytes > limit:
             error = BodyTooLargeError(f"the body may have {limit} bytes; it is larger")
+            self._let_go(exchange)
             self._answer(exchange, tell(error, exchange.head.path))
             return
         exchange.body.append(body)
+        exchange.held_bytes += len(body)
+        try:
+            self.door.bodies.add(len(body), exchange.held_bytes)
+        except OverloadedError as err:
+            self._let_go(exchange)
+            self._answer(exchange, tell(err, exchange.head.path))
+
+    def _let_go(self, exchange: _Exchange) -> None:
+        """Its body is held no longer."""
+        exchange.body.clear()
+        self.door.bodies.remove(exchange.held_bytes)
+        exchange.held_bytes = 0
 
     def on_message_complete(self) -> None:
         """The whole request is there."""
@@ -500,6 +516,8 @@ class FastProtocol(HttpToolsProtocol):
         while keep_alive and self._waiting and (response := self._waiting[0].response) is not None:
             exchange = self._waiting.popleft()
             self._owed_rows -= exchange.rows
+            if exchange.held_bytes:
+                self._let_go(exchange)
             keep_alive = exchange.keep_alive and response.headers.get("connection") != "close"
             identity = exchange.head.identity or new_request_id()
             try:
@@ -611,7 +629,7 @@ class FastProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The server is stopping: what was accepted is answered, then the connection closes."""
         for _ in range(len(self._held)):  # the last in the queue, not begun: the client asks again where it is told to
-            self._waiting.pop()
+            self._let_go(self._waiting.pop())
         self._held.clear()
         if self._uvicorns_turn() or self.pipeline or not self._waiting:
             super().shutdown()  # it looks at its last cycle, which is the last of all

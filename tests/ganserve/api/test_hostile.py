@@ -6,10 +6,12 @@ follows. What a route does with its own fields is tested beside it; here is what
 
 import dataclasses
 import gzip
+import http.client
 import io
 import json
 import os
 import socket
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -361,6 +363,45 @@ def test_bodies_at_the_limit(small, engine, path, size):
             assert connection.ask("POST", path, content, **_JSON, **headers)[0] == status
             rows, labels = latents.draw(7, 2, 16, 10)
             assert (connection.pixels({"seed": 7, "n": 2}) == engine.run(rows, labels)).all()
+
+
+def test_bodies_of_all_clients_are_bounded(serve, engine):
+    """Large bodies that do not end fill a room; the next is 503 at once, and small ones are served all the while."""
+    server = serve(max_body_bytes=300_000, max_bodies_bytes=700_000)
+    head = b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 290000\r\n\r\n"
+    body = json.dumps({"seed": 7, "n": 2}).encode().ljust(290_000)
+    rows, labels = latents.draw(7, 2, 16, 10)
+    expected = engine.run(rows, labels)
+
+    def held_is(size: int) -> None:
+        give_up_at = time.monotonic() + 10
+        while server.door.bodies.held_bytes != size:
+            assert time.monotonic() < give_up_at, server.door.bodies.held_bytes
+            time.sleep(0.005)
+
+    with server.connect() as first, server.connect() as second, server.connect() as third, server.connect() as other:
+        for client in (first, second):
+            client.sock.sendall(head + body[:-1])
+        held_is(2 * 289_999)
+        third.sock.sendall(head + body[:200_000])
+        response = http.client.HTTPResponse(third.sock, method="POST")
+        response.begin()
+        assert (response.status, response.getheader("retry-after")) == (503, "1")
+        assert "too many large bodies" in json.loads(response.read())["detail"]
+        held_is(2 * 289_999)
+        assert (other.pixels({"seed": 7, "n": 2}) == expected).all()
+        third.sock.sendall(body[200_000:])  # the rest is read and forgotten: the connection lives
+        assert (third.pixels({"seed": 7, "n": 2}) == expected).all()
+        first.close()
+        held_is(289_999)
+        status, _, content = third.ask("POST", "/v1/generate", body, accept="application/x-npy", **_JSON)
+        assert status == 200
+        assert (np.load(io.BytesIO(content)) == expected).all()
+        second.sock.sendall(body[-1:])
+        response = http.client.HTTPResponse(second.sock, method="POST")
+        response.begin()
+        assert response.status == 200
+        held_is(0)
 
 
 def test_a_body_that_is_announced_too_large_is_not_waited_for(small):
