@@ -439,7 +439,7 @@ class FastProtocol(HttpToolsProtocol):
         try:
             limit = self.door.settings.max_body_bytes
             request = make_request(head.match, head.method, head.path, head.query, head.mapping, body, limit)
-            if len(body) > INLINE_BODY_BYTES:
+            if len(request.body) > INLINE_BODY_BYTES:  # inflated
                 self._owe(exchange, MAX_PIPELINED_ROWS)  # nobody knows yet
                 self._in_task(exchange, respond(head.match, request, context))
                 return

@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ganserve.api.http import JSON, Labels, Latents, Pixels, Response, finite, integer, parse_json_object
+from ganserve.api.http import (
+    JSON,
+    MAX_JSON_VALUES,
+    Labels,
+    Latents,
+    Pixels,
+    Response,
+    finite,
+    integer,
+    parse_json_object,
+)
 from ganserve.errors import InvalidRequestError
 
 OCTETS = "application/octet-stream"
@@ -145,7 +155,8 @@ def _header_bytes(text: str, body_bytes: int) -> int:
 
 def _plan(header: bytes, model: Model) -> Plan:
     """The plan of a JSON object."""
-    fields = _object(parse_json_object(header), "the request", _REQUEST_KEYS)
+    max_values = model.max_rows * (model.latent_dim + 1) + MAX_JSON_VALUES
+    fields = _object(parse_json_object(header, max_values=max_values), "the request", _REQUEST_KEYS)
     identity = fields.get("id")
     if identity is not None and type(identity) is not str:
         raise InvalidRequestError("id must be a string")

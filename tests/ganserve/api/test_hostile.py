@@ -87,6 +87,8 @@ _TEXTS = {
     "NaN": (b'{"a": NaN}', "NaN is not JSON"),
     "Infinity": (b'{"a": -Infinity}', "-Infinity is not JSON"),
     "10**5000": (b'{"a": 1' + b"0" * 5000 + b"}", "not JSON"),
+    "140,000 values": (b'{"a": [' + b"0," * 140_000 + b"0]}", "values that a request here can need"),
+    "28,000 keys": (b"{" + b",".join(b'"%d":0' % key for key in range(28_000)) + b"}", "values that a request here"),
     "arrays 150,000 deep": (b"[" * 150_000, "nested too deep"),
     "arrays 149,000 deep, and closed": (b'{"a": ' + b"[" * 149_000 + b"]" * 149_000 + b"}", "nested too deep"),
     "objects 50,000 deep": (b'{"a":' * 50_000, "nested too deep"),

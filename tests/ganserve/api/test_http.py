@@ -209,7 +209,16 @@ def test_half_a_million_keys_are_no_work():
     """A body of 500,000 keys, the last one a repetition, is refused in a second, not in hours."""
     body = "{" + ",".join(f'"{index}":0' for index in range(500_000)) + ',"499999":0}'
     with pytest.raises(InvalidRequestError, match="key '499999' is given twice"):
-        http.parse_json_object(body.encode())
+        http.parse_json_object(body.encode(), max_values=500_000)
+
+
+def test_values_are_counted_before_they_are_read(monkeypatch):
+    """A body of more values than a request can need is refused unread: reading would keep everybody waiting."""
+    body = b'{"a": [' + b"0," * 20 + b"0]}"
+    assert len(http.parse_json_object(body, max_values=20)["a"]) == 21
+    monkeypatch.setattr(http, "_JSON_DECODER", None)
+    with pytest.raises(InvalidRequestError, match="more than the 19 values"):
+        http.parse_json_object(body, max_values=19)
 
 
 @pytest.mark.parametrize(

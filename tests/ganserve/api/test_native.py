@@ -212,8 +212,10 @@ def test_bad_seeded_request_is_400(context, fields, message):
 
 
 def test_row_limit_holds_however_rows_are_asked_for(context):
-    """A list of a million labels without n is refused before a single latent is drawn."""
-    with pytest.raises(InvalidRequestError, match="n must be 1 to 1024, got 1000000"):
+    """A list of many labels without n is refused before a latent is drawn, one of a million before it is read."""
+    with pytest.raises(InvalidRequestError, match="n must be 1 to 1024, got 20000"):
+        native.generate(_generate({"labels": [0] * 20_000}), context)
+    with pytest.raises(InvalidRequestError, match="more than the 27408 values"):
         native.generate(_generate({"labels": [0] * 1_000_000}), context)
 
 
