@@ -58,6 +58,9 @@ from ganserve.errors import (
 )
 
 logger = logging.getLogger(__name__)
+# uvicorn warns of each request that is no HTTP: whoever sends them would decide how long the log is.
+_uvicorn_logger = logging.getLogger(f"{__name__}.uvicorn")
+_uvicorn_logger.setLevel(logging.ERROR)
 
 MAX_PIPELINED = 64  # unanswered requests on one connection; more are not parsed, then left in the socket
 MAX_PIPELINED_ROWS = 256  # the same for images: a client that reads nothing is owed these and one more request's
@@ -146,6 +149,7 @@ class FastProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client connected."""
         super().connection_made(transport)
+        self.logger = _uvicorn_logger
         self.flow = _Flow(transport, self._reading_changed)
         self._waiting: deque[_Exchange] = deque()
         self._owed_rows = 0  # of those in the queue that have begun

@@ -319,14 +319,15 @@ def test_large_requests_are_computed_one_after_the_other(serve, monkeypatch):
         assert [small.answer()[0] for _ in range(60)] == [200] * 60
 
 
-def test_nonsense_is_400(served):
-    """What is no HTTP is a 400 and the end of the connection; others are not disturbed."""
+def test_nonsense_is_400(served, caplog):
+    """What is no HTTP is a 400, the end of the connection, and no line in the log; others are not disturbed."""
     with Raw(served.port) as raw, Raw(served.port) as other:
         raw.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
         assert raw.answer()[0] == 400
         assert raw.closed()
         other.send(b"GET /v1/model HTTP/1.1\r\nhost: x\r\n\r\n")
         assert other.answer()[0] == 200
+    assert not caplog.records
 
 
 def test_both_transports_say_the_same(context, engine):
