@@ -336,7 +336,8 @@ def print_refusals(server: Server) -> None:
         with server.connect() as connection, connection.makefile("rb") as file:
             while not over.is_set():
                 connection.sendall(large)
-                read_answer(file)
+                if read_answer(file) == 503:
+                    time.sleep(0.01)
 
     fillers = [threading.Thread(target=fill) for _ in range(4)]
     for thread in fillers:

@@ -12,6 +12,7 @@ import logging
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from ganserve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_FILES = 128  # that a worker has open beside its connections: libraries, logs, metrics
 _ROOT = Path.cwd()  # the project or the Bento: BentoML stands in it while it imports this, but not when it calls check
 
 
@@ -74,6 +76,26 @@ def _close_supervisors_ports() -> None:
             self.exit_stack.callback(shutil.rmtree, folder, ignore_errors=True)
 
     Arbiter.__init__ = private  # type: ignore[method-assign]  # BentoML makes it by its own name
+
+
+def _make_room_for(connections: int) -> None:
+    """Raises this process's soft limit of open files to what so many connections need, as far as the hard one allows.
+
+    Shells start processes with 1,024, which a thousand idle clients would use up.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    wanted = connections + _FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            logger.warning(
+                "%d connections need %d open files, %d are allowed (ulimit -n)", connections, wanted, allowed
+            )
 
 
 def _device_id(worker: int) -> int:
@@ -169,6 +191,7 @@ class GanServe:
             batcher=self.batcher,
             metrics=self.metrics,
         )
+        _make_room_for(settings.max_connections)
         self.flushing = asyncio.create_task(self._flush_metrics())
         self.bento_service.door.open(self.context)
         self._drain_on_sigterm(asyncio.get_running_loop())

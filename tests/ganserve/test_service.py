@@ -1,6 +1,7 @@
 import asyncio
 
 import numpy as np
+import pytest
 
 from ganserve import cuda, service
 from ganserve.api.http import Context
@@ -57,3 +58,21 @@ def test_workers_have_devices_where_there_is_cuda(monkeypatch):
     for device, given in (("auto", 102), ("cuda", 102), ("cpu", 0)):
         monkeypatch.setattr(service, "settings", Settings(device=device))
         assert service._device_id(2) == given
+
+
+def test_open_files_are_allowed_for_the_connections(caplog):
+    """The soft limit is raised to what the connections need and never lowered; what the hard one denies is told."""
+    resource = pytest.importorskip("resource", reason="POSIX only")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+        service._make_room_for(300)
+        service._make_room_for(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300 + service._FILES, before[1])
+        assert not caplog.records
+        if before[1] != resource.RLIM_INFINITY:
+            service._make_room_for(before[1])
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+            assert "ulimit -n" in caplog.text
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
