@@ -242,6 +242,21 @@ class Batcher:
             return "the session hangs: a batch takes longer than a request's deadline"
         return self._fault
 
+    def check_room(self, rows: int) -> None:
+        """Refuses rows that `submit` would refuse, before anybody makes them.
+
+        Raises:
+            OverloadedError: the queue has no room for so many, or the server is shutting down.
+        """
+        if self._closing:
+            raise OverloadedError("the server is shutting down")
+        if self._queue_rows + rows > self._max_queue_rows:
+            self.counters.rejected_full += 1
+            raise OverloadedError(
+                f"the queue is full: {self._queue_rows} rows wait, {rows} more do not fit into {self._max_queue_rows}",
+                retry_after_s=self._retry_after_s(),
+            )
+
     def submit(self, latents: Latents, labels: Labels | None, on_done: Callable[[Ticket], object]) -> Ticket:
         """Queues rows; `on_done` is called once, on the loop, unless the ticket is cancelled first.
 
@@ -265,14 +280,8 @@ class Batcher:
             OverloadedError: as `submit`.
         """
         rows = ticket.rows
-        if self._closing:
-            raise OverloadedError("the server is shutting down")
-        if self._queue_rows + rows > self._max_queue_rows:
-            self.counters.rejected_full += 1
-            raise OverloadedError(
-                f"the queue is full: {self._queue_rows} rows wait, {rows} more do not fit into {self._max_queue_rows}",
-                retry_after_s=self._retry_after_s(),
-            )
+        if self._closing or self._queue_rows + rows > self._max_queue_rows:
+            self.check_room(rows)
         now = time.perf_counter()
         ticket.enqueued_at, ticket.deadline = now, now + self._deadline_s
         self._queue.append(ticket)

@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -295,11 +294,10 @@ def cuda_obstacle() -> str | None:
     """What stands in the way of a CUDA session on this machine, or None. A session may still fail to be made."""
     if CUDA not in onnxruntime.get_available_providers():
         return f"this onnxruntime {onnxruntime.__version__} is built without it"
-    driver = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
-        ctypes.CDLL(driver)
+        ctypes.CDLL(cuda.DRIVER)
     except OSError:
-        return f"{driver} is not on this machine"
+        return f"{cuda.DRIVER} is not on this machine"
     return None
 
 

@@ -26,6 +26,7 @@
         ├── SlowRequestError           408
         ├── BodyTooLargeError          413
         ├── UnsupportedMediaTypeError  415
+        ├── HeadTooLargeError          431
         ├── TransferCodingError        501
         ├── OverloadedError            503
         ├── DeadlineError              504
@@ -228,6 +229,18 @@ class UnsupportedMediaTypeError(RequestError):
 
     status = 415
     title = "Unsupported Media Type"
+
+
+class HeadTooLargeError(RequestError):
+    """The request line and the headers are too long, or there are too many of these."""
+
+    status = 431
+    title = "Request Header Fields Too Large"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Nobody reads on to its end."""
+        return {"connection": "close"}
 
 
 class TransferCodingError(RequestError):

@@ -9,7 +9,11 @@ import contextlib
 import gc
 import json
 import logging
+import secrets
+import shutil
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +24,7 @@ import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLException
 
-from ganserve import cpu
+from ganserve import cpu, cuda
 from ganserve.api import native, protocol
 from ganserve.api.app import FrontDoor
 from ganserve.api.http import Context
@@ -33,6 +37,7 @@ from ganserve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_FILES = 128  # that a worker has open beside its connections: libraries, logs, metrics
 _ROOT = Path.cwd()  # the project or the Bento: BentoML stands in it while it imports this, but not when it calls check
 
 
@@ -48,6 +53,54 @@ def _explained() -> Iterator[None]:
 
 with _explained():
     settings = Settings.from_env()
+
+
+def _close_supervisors_ports() -> None:
+    """Lets nobody but this process command the supervisor of the workers.
+
+    BentoML has circus listen on two TCP ports of 127.0.0.1, where every process of the machine, whoever's it is, may
+    tell it to stop or to run any command as the user who serves, without a token. Here they are `inproc`: no socket.
+    """
+    from bentoml._internal.utils.circus import Arbiter  # here: the workers do without it
+
+    original = Arbiter.__init__
+
+    def private(self: Any, *args: Any, endpoint: str, pubsub_endpoint: str, **options: Any) -> None:
+        folder: str | None = None
+        name = f"inproc://ganserve-{secrets.token_hex(8)}"
+        if options.get("plugins"):  # --reload has a process that watches files and tells the supervisor of changes
+            folder = tempfile.mkdtemp(prefix="ganserve-")  # 0700: for this user alone
+            name = f"ipc://{folder}/supervisor"
+        original(self, *args, endpoint=f"{name}-control", pubsub_endpoint=f"{name}-events", **options)
+        if folder is not None:
+            self.exit_stack.callback(shutil.rmtree, folder, ignore_errors=True)
+
+    Arbiter.__init__ = private  # type: ignore[method-assign]  # BentoML makes it by its own name
+
+
+def _make_room_for(connections: int) -> None:
+    """Raises this process's soft limit of open files to what so many connections need, as far as the hard one allows.
+
+    Shells start processes with 1,024, which a thousand idle clients would use up.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    wanted = connections + _FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            logger.warning(
+                "%d connections need %d open files, %d are allowed (ulimit -n)", connections, wanted, allowed
+            )
+
+
+def _device_id(worker: int) -> int:
+    """The CUDA device of a worker, numbered from 1; it is none's where there is no CUDA."""
+    return 0 if settings.device == "cpu" or cuda_obstacle() is not None else cuda.device_of(worker)
 
 
 class FrontedService(bentoml.Service):  # type: ignore[misc]  # bentoml's exports are lazy, so mypy sees Any
@@ -83,7 +136,7 @@ class GanServe:
         self.engine = Engine(
             self.artifact,
             device=settings.device,
-            device_id=(bentoml.server_context.worker_index or 1) - 1 if settings.device == "cuda" else 0,
+            device_id=_device_id(bentoml.server_context.worker_index or 1),
             threads=settings.threads or cpu.threads_per_worker(settings.workers),
             max_batch_rows=settings.max_batch_rows,
         )
@@ -106,6 +159,7 @@ class GanServe:
 
         BentoML starts a worker that fails again and again, so what can be known before is found out here.
         """
+        _close_supervisors_ports()
         with _explained(), contextlib.chdir(_ROOT):
             artifact, _ = find_artifact(settings.artifact)
             artifact.verify()
@@ -137,6 +191,7 @@ class GanServe:
             batcher=self.batcher,
             metrics=self.metrics,
         )
+        _make_room_for(settings.max_connections)
         self.flushing = asyncio.create_task(self._flush_metrics())
         self.bento_service.door.open(self.context)
         self._drain_on_sigterm(asyncio.get_running_loop())

@@ -50,6 +50,9 @@ class Settings(BaseModel):
         default=0.0, ge=0, le=25_000, description="after SIGTERM: not ready, but answering, for as long before stopping"
     )
     max_body_bytes: int = Field(default=8 << 20, ge=1024, description="request body, at most; more: 413")
+    max_bodies_bytes: int = Field(
+        default=256 << 20, ge=1024, description="bodies of all requests that a worker holds; more: 503 for large ones"
+    )
     header_timeout_ms: float = Field(default=10_000.0, gt=0, description="time for a request's head to arrive")
     max_connections: int = Field(default=4096, ge=1, description="open connections a worker; more: 503 and closed")
     body_timeout_ms: float = Field(default=10_000.0, gt=0, description="time for a body to arrive; more: 408")
@@ -99,5 +102,10 @@ class Settings(BaseModel):
             raise ValueError(
                 f"{PREFIX}MAX_REQUEST_ROWS ({self.max_request_rows}) must not be above "
                 f"{PREFIX}MAX_QUEUE_ROWS ({self.max_queue_rows}): such a request could never be queued"
+            )
+        if self.max_body_bytes > self.max_bodies_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_BODY_BYTES ({self.max_body_bytes}) must not be above "
+                f"{PREFIX}MAX_BODIES_BYTES ({self.max_bodies_bytes}): such a body could never be held"
             )
         return self

@@ -1,15 +1,18 @@
 """The front door: one ASGI application that owns every path, and hands BentoML the few that are BentoML's."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from ganserve.api.access import AccessLog
 from ganserve.api.exchange import (
+    Bodies,
     check_announced,
     check_head,
+    check_head_size,
     check_token,
     given_request_id,
     header_mapping,
@@ -52,6 +55,7 @@ class FrontDoor:
         self._bentoml = bentoml
         self.settings = settings
         self.token = None if settings.token is None else settings.token.get_secret_value().encode()
+        self.bodies = Bodies(settings.max_bodies_bytes)
         self.context: Context | None = None
         self.access_log = AccessLog() if settings.access_log else None
 
@@ -127,41 +131,44 @@ class FrontDoor:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
         """The answer, or None when BentoML has given it."""
         path = scope["path"]
+        check_head_size(len(path) + len(scope["query_string"]), scope["headers"])
         check_head(scope.get("http_version", "1.1"), scope["headers"])
         if path not in HEALTH_PATHS:
             check_token(scope["headers"], self.token)
         if path in BENTOML_PATHS:
-            body = await self._read_body(scope, receive)
-            if path == "/readyz" and self.context is not None and self.context.batcher.obstacle is not None:
-                raise OverloadedError(self.context.batcher.obstacle)  # BentoML would not tell why
-            try:
-                await self._bentoml(scope, _replay(body, receive), send)
-            except Exception:  # Starlette raises what it has answered with a 500
-                logger.exception("BentoML's application failed path=%r", path)
+            async with self._body(scope, receive) as body:
+                if path == "/readyz" and self.context is not None and self.context.batcher.obstacle is not None:
+                    raise OverloadedError(self.context.batcher.obstacle)  # BentoML would not tell why
+                try:
+                    await self._bentoml(scope, _replay(body, receive), send)
+                except Exception:  # Starlette raises what it has answered with a 500
+                    logger.exception("BentoML's application failed path=%r", path)
             return None
         match = resolve(scope["method"], path)
         if self.context is None:
             raise OverloadedError("the server is starting")
-        body = await self._read_body(scope, receive)
-        headers = header_mapping((name.lower(), value) for name, value in scope["headers"])
-        limit = self.settings.max_body_bytes
-        request = make_request(match, scope["method"], path, scope["query_string"], headers, body, limit)
-        answering = asyncio.ensure_future(respond(match, request, self.context))
-        watcher = asyncio.ensure_future(receive())  # the body is complete: what comes next is the end of the connection
-        try:
-            await asyncio.wait((answering, watcher), return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
-                raise _Disconnected
-            return answering.result()
-        finally:
-            answering.cancel()
-            watcher.cancel()
+        async with self._body(scope, receive) as body:
+            headers = header_mapping((name.lower(), value) for name, value in scope["headers"])
+            limit = self.settings.max_body_bytes
+            request = make_request(match, scope["method"], path, scope["query_string"], headers, body, limit)
+            answering = asyncio.ensure_future(respond(match, request, self.context))
+            watcher = asyncio.ensure_future(receive())  # the body is complete: next comes the end of the connection
+            try:
+                await asyncio.wait((answering, watcher), return_when=asyncio.FIRST_COMPLETED)
+                if not answering.done():
+                    raise _Disconnected
+                return answering.result()
+            finally:
+                answering.cancel()
+                watcher.cancel()
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body, within the limits of size and time.
+    @contextlib.asynccontextmanager
+    async def _body(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+        """The whole body, within the limits of size and time, held while the block lasts.
 
         Raises:
             BodyTooLargeError: larger than `max_body_bytes`, announced or found while reading.
+            OverloadedError: it is a large one, and too many are held.
             SlowRequestError: not complete within `body_timeout_ms`.
         """
         limit = self.settings.max_body_bytes
@@ -170,20 +177,24 @@ class FrontDoor:
         size = 0
         more = True
         try:
-            async with asyncio.timeout(self.settings.body_timeout_ms / 1e3):
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Disconnected
-                    piece = message.get("body", b"")
-                    size += len(piece)
-                    if size > limit:
-                        raise BodyTooLargeError(f"the body may have {limit} bytes; it is larger")
-                    pieces.append(piece)
-                    more = message.get("more_body", False)
-        except TimeoutError as err:
-            raise SlowRequestError(f"the body did not arrive within {self.settings.body_timeout_ms:g} ms") from err
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            try:
+                async with asyncio.timeout(self.settings.body_timeout_ms / 1e3):
+                    while more:
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            raise _Disconnected
+                        piece = message.get("body", b"")
+                        size += len(piece)
+                        self.bodies.add(len(piece), size)
+                        if size > limit:
+                            raise BodyTooLargeError(f"the body may have {limit} bytes; it is larger")
+                        pieces.append(piece)
+                        more = message.get("more_body", False)
+            except TimeoutError as err:
+                raise SlowRequestError(f"the body did not arrive within {self.settings.body_timeout_ms:g} ms") from err
+            yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        finally:
+            self.bodies.remove(size)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

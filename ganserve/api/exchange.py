@@ -7,15 +7,17 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ganserve.api.http import Context, Labels, Request, Response, Work, inflate
 from ganserve.api.routing import Match, protocol_of
 from ganserve.batcher import Ticket
 from ganserve.errors import (
     BodyTooLargeError,
+    HeadTooLargeError,
     HTTPVersionError,
     InvalidRequestError,
+    OverloadedError,
     RequestError,
     TransferCodingError,
     UnauthorizedError,
@@ -28,11 +30,42 @@ logger = logging.getLogger(__name__)
 INLINE_US = 500.0
 INLINE_BODY_BYTES = 1 << 16
 
+MAX_HEAD_BYTES = 1 << 16  # the request line and the headers, or the trailers
+MAX_HEADERS = 100
+
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")  # nothing that could end a header
 # RFC 3986, section 3.2.2 and 3.2.3: a name, an IPv4 address or an IPv6 one in brackets, and perhaps a port; or nothing.
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
 _PROCESS = secrets.token_hex(6)
 _request_numbers = itertools.count(1)
+
+
+class Bodies:
+    """What a worker holds of the bodies of requests that are not answered yet, of all its connections together."""
+
+    def __init__(self, limit: int) -> None:
+        """None yet.
+
+        Args:
+            limit: bytes in all, beyond which no large body grows. Small ones are always held: those of all connections
+                that there may be are not that much.
+        """
+        self._limit = limit
+        self.held_bytes = 0
+
+    def add(self, size: int, of: int) -> None:
+        """Holds `size` more bytes of a body that has `of` with them.
+
+        Raises:
+            OverloadedError: it is a large one, and there is no room. The bytes count all the same, until `remove`.
+        """
+        self.held_bytes += size
+        if self.held_bytes > self._limit and of > INLINE_BODY_BYTES:
+            raise OverloadedError("too many large bodies are arriving or wait for their answers")
+
+    def remove(self, size: int) -> None:
+        """A request is answered, or will not be: its body is gone."""
+        self.held_bytes -= size
 
 
 def header_mapping(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -108,6 +141,18 @@ def check_head(version: str, raw_headers: Iterable[tuple[bytes, bytes]]) -> None
         raise TransferCodingError("the only transfer coding that this server knows is chunked, once")
 
 
+def check_head_size(target_bytes: int, raw_headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuses a head that is too large, where it was read whole; the protocol class stops before that.
+
+    Raises:
+        HeadTooLargeError: more than `MAX_HEADERS` headers, or than `MAX_HEAD_BYTES` with the target.
+    """
+    if len(raw_headers) > MAX_HEADERS:
+        raise HeadTooLargeError(f"a request may have {MAX_HEADERS} headers")
+    if target_bytes + sum(len(name) + len(value) + 4 for name, value in raw_headers) > MAX_HEAD_BYTES:
+        raise HeadTooLargeError(f"a request's head may have {MAX_HEAD_BYTES} bytes")
+
+
 def check_announced(raw_headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:
     """Refuses a body that is too large before it is read.
 
@@ -169,6 +214,8 @@ async def work_off(work: Work, context: Context) -> Response:
         RequestError: as `respond`.
     """
     large = not is_cheap(work)
+    if large:
+        context.batcher.check_room(work.rows)  # at once: rows that nobody takes need not be drawn
     latents, labels = await asyncio.to_thread(work.inputs) if large else work.inputs()
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -8,6 +8,7 @@ from ganserve import imaging, latents
 from ganserve.api.http import (
     GIF,
     JSON,
+    MAX_JSON_VALUES,
     NPY,
     PNG,
     Context,
@@ -53,7 +54,8 @@ def interpolate(request: Request, context: Context) -> Work:
         raise UnsupportedMediaTypeError(f"send {JSON}, got {kind or 'a body without content-type'}")
     parse_query(request, ())
     known = {*_SEEDED_KEYS, *_LATENT_KEYS}
-    given = parse_json_object(request.body).items()
+    max_values = 2 * context.engine.manifest.latent.dim + MAX_JSON_VALUES
+    given = parse_json_object(request.body, max_values=max_values).items()
     fields = {name: value for name, value in given if value is not None or name not in known}  # null is missing
     allowed = _LATENT_KEYS if "latents" in fields else _SEEDED_KEYS
     for name in fields:

@@ -14,6 +14,7 @@ from ganserve import imaging, latents
 from ganserve.api.http import (
     HTML,
     JSON,
+    MAX_JSON_VALUES,
     NPY,
     PNG,
     Context,
@@ -66,7 +67,9 @@ def generate(request: Request, context: Context) -> Work:
     if kind != JSON and (kind or request.body):
         raise UnsupportedMediaTypeError(f"send {JSON} or {NPY}, got {kind or 'a body without content-type'}")
     parse_query(request, ())
-    fields = parse_json_object(request.body) if request.body else {}
+    latent_dim, max_rows = context.engine.manifest.latent.dim, context.settings.max_request_rows
+    max_values = max_rows * (latent_dim + 1) + MAX_JSON_VALUES
+    fields = parse_json_object(request.body, max_values=max_values) if request.body else {}
     return work_for(fields, context, accept=negotiate(request, (JSON, PNG, NPY)))
 
 

@@ -41,13 +41,15 @@ _REASONS = {
     408: "The body did not arrive in time; the connection is closed.",
     413: "The body is larger than the limit, as it came or inflated.",
     415: "`Content-Type` or `Content-Encoding` is none that this route reads.",
+    431: "The head has more than 100 headers or 64 KiB; the connection is closed.",
     500: "A fault of the server; its log has the details.",
     501: "The body has another transfer coding than chunked; the connection is closed.",
-    503: "The queue is full, or the server is starting, stopping or not ready.",
+    503: "The queue is full, too many large bodies arrive, or the server is starting, stopping or not ready.",
     504: "Not done within the deadline; rows that still waited were not computed.",
     505: "Another version of HTTP than 1.0 and 1.1; the connection is closed.",
 }
-_ALWAYS = (400, 404, 405, 408, 413, 415, 500, 501, 503, 505)  # of every route: before a handler sees anything
+# Of every route: before a handler sees anything.
+_ALWAYS = (400, 404, 405, 408, 413, 415, 431, 500, 501, 503, 505)
 _NEGOTIATED = (*_ALWAYS, 406)
 _INFERRED = (*_NEGOTIATED, 504)
 
@@ -480,7 +482,9 @@ def _bentoml() -> dict[str, Any]:
         *described,
         *((path, summary, JSON, {"type": "object"}) for path, summary in documents.items()),
     ]:
-        operation = _get(path[1:].replace(".", "_"), "BentoML", summary, media_type, schema, (400, 408, 413, 501, 505))
+        operation = _get(
+            path[1:].replace(".", "_"), "BentoML", summary, media_type, schema, (400, 408, 413, 431, 501, 505)
+        )
         for status in (405, 500, 503):
             operation["responses"][str(status)] = {"description": _REASONS[status], "content": {_TEXT: {}}}
         if path == "/readyz":  # by the front door, where there is a reason to tell

@@ -51,9 +51,7 @@ def infer(request: Request, context: Context) -> Work:
         UnsupportedMediaTypeError: the body is neither JSON nor JSON with binary data behind it.
     """
     _check_model(request, context)
-    kind = media_type(request)
-    if kind not in (OCTETS, JSON, ""):  # clients send either for both
-        raise UnsupportedMediaTypeError(f"send {JSON} or {OCTETS}, got {kind[:64]!r}")
+    _check_media_type(request)
     model = _model(context)
     plan, latents, labels = read_inference(request.body, request.headers.get(HEADER_LENGTH), model)
 
@@ -198,7 +196,9 @@ def repository_index(request: Request, context: Context) -> Response:
 
     Raises:
         InvalidRequestError: a body that is not `{"ready": boolean}`.
+        UnsupportedMediaTypeError: one that is not JSON.
     """
+    _check_media_type(request)
     fields = parse_json_object(request.body) if request.body else {}
     if not fields.keys() <= {"ready"} or not isinstance(fields.get("ready"), bool | None):
         raise InvalidRequestError('send no body, or {"ready": true}')
@@ -218,6 +218,12 @@ def _check_model(request: Request, context: Context) -> None:
     version = request.path_parameters.get("version", MODEL_VERSION)
     if version != MODEL_VERSION:
         raise NotFoundError(f"model {name!r} has version {MODEL_VERSION!r}, not {version[:64]!r}")
+
+
+def _check_media_type(request: Request) -> None:
+    kind = media_type(request)
+    if kind not in (OCTETS, JSON, ""):  # clients send either for both
+        raise UnsupportedMediaTypeError(f"send {JSON} or {OCTETS}, got {kind[:64]!r}")
 
 
 def _dims(spec: TensorSpec) -> list[int]:

@@ -32,6 +32,8 @@ from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, 
 from ganserve.api.app import FrontDoor
 from ganserve.api.exchange import (
     INLINE_BODY_BYTES,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
     check_announced,
     check_head,
     check_token,
@@ -50,16 +52,24 @@ from ganserve.api.http import Context, Labels, Latents, Response, Work
 from ganserve.api.repeat import Repeat
 from ganserve.api.routing import BENTOML_PATHS, Match, resolve
 from ganserve.batcher import Ticket
-from ganserve.errors import BodyTooLargeError, RequestError, SlowRequestError
+from ganserve.errors import (
+    BodyTooLargeError,
+    HeadTooLargeError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestError,
+    SlowRequestError,
+)
 
 logger = logging.getLogger(__name__)
+# uvicorn warns of each request that is no HTTP: whoever sends them would decide how long the log is.
+_uvicorn_logger = logging.getLogger(f"{__name__}.uvicorn")
+_uvicorn_logger.setLevel(logging.ERROR)
 
 MAX_PIPELINED = 64  # unanswered requests on one connection; more are not parsed, then left in the socket
 MAX_PIPELINED_ROWS = 256  # the same for images: a client that reads nothing is owed these and one more request's
 _SLICE_BYTES = 2048  # parsed at once: a request, or a few dozen of the smallest
 _MESSAGES_A_TURN = 16  # requests of one connection in one turn of the loop: then others have theirs
-_MAX_HEAD_BYTES = 1 << 16
-_MAX_HEADERS = 100
 _REMEMBERED_HEADS, _REMEMBERED_HEAD_BYTES = 256, 2048
 _REMEMBERED_BODIES, _LEARNED_BODIES = 16, 256  # kinds of them behind one head: at once, and ever
 _WATCH_S = 1.0  # how often a connection is looked at for being idle or slow
@@ -167,13 +177,14 @@ def _no_inputs() -> tuple[Latents, Labels | None]:
 class _Exchange:
     """One of our requests on a connection, until its answer is written."""
 
-    __slots__ = ("arrived_at", "body", "head", "keep_alive", "response", "rows", "undo")
+    __slots__ = ("arrived_at", "body", "head", "held_bytes", "keep_alive", "response", "rows", "undo")
 
     body: list[bytes]  # of one that is parsed
 
     def __init__(self, head: _Head) -> None:
         self.head = head
         self.keep_alive = head.keep_alive
+        self.held_bytes = 0  # of the body, until the answer is written
         self.response: Response | None = None
         self.rows = 0  # that were asked for, once that is known
         self.arrived_at = 0.0  # only where there is an access log
@@ -184,6 +195,8 @@ class _Repetition(Ticket):
     """An exchange whose request came before but for its tensors, and its place in the batcher: one object for both."""
 
     __slots__ = ("arrived_at", "context", "head", "keep_alive", "protocol", "repeated", "response")
+
+    held_bytes = 0  # its body was never held
 
     def __init__(
         self, protocol: "FastProtocol", context: Context, head: _Head, repeated: _Repeated, source: bytes
@@ -217,6 +230,7 @@ class FastProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client connected."""
         super().connection_made(transport)
+        self.logger = _uvicorn_logger
         self.flow = _Flow(transport, self._reading_changed)
         self._waiting: deque[_Exchange | _Repetition] = deque()
         self._owed_rows = 0  # of those in the queue that have begun
@@ -249,6 +263,7 @@ class FastProtocol(HttpToolsProtocol):
         for exchange in self._waiting:
             if exchange.undo is not None:
                 exchange.undo()
+            self._let_go(exchange)
             if self.door.access_log is not None:
                 self._log(exchange, exchange.head.identity or new_request_id(), None)
         self._waiting.clear()
@@ -315,8 +330,8 @@ class FastProtocol(HttpToolsProtocol):
             super().data_received(piece)  # type: ignore[arg-type]  # the parser takes any buffer
             # Heads and trailers, and a value without an end of which the parser tells nothing; chunks cost up to 6
             # bytes for each of the body.
-            if self._in_message and self._message_bytes > _MAX_HEAD_BYTES + 6 * self._body_bytes:
-                self._refuse(431, f"a request's head may have {_MAX_HEAD_BYTES} bytes")
+            if self._in_message and self._message_bytes > MAX_HEAD_BYTES + 6 * self._body_bytes:
+                self._refuse(HeadTooLargeError(f"a request's head may have {MAX_HEAD_BYTES} bytes"))
         if self._stash and not self._blocked():
             self._feed_soon()
         self._set_reading(not self._stash and not self.flow.read_paused)
@@ -361,10 +376,10 @@ class FastProtocol(HttpToolsProtocol):
         """A header; trailers, which come after the body, are not headers (RFC 9110, section 6.5.1)."""
         if not self._in_head:
             return
-        if len(self.headers) < _MAX_HEADERS:
+        if len(self.headers) < MAX_HEADERS:
             super().on_header(name, value)
         else:
-            self._refuse(431, f"a request may have {_MAX_HEADERS} headers")
+            self._refuse(HeadTooLargeError(f"a request may have {MAX_HEADERS} headers"))
 
     def on_headers_complete(self) -> None:
         """The head is there: ours or uvicorn's?"""
@@ -404,9 +419,23 @@ class FastProtocol(HttpToolsProtocol):
         limit = self.door.settings.max_body_bytes
         if self._body_bytes > limit:
             error = BodyTooLargeError(f"the body may have {limit} bytes; it is larger")
+            self._let_go(exchange)
             self._answer(exchange, tell(error, exchange.head.path))
             return
         exchange.body.append(body)
+        exchange.held_bytes += len(body)
+        try:
+            self.door.bodies.add(len(body), exchange.held_bytes)
+        except OverloadedError as err:
+            self._let_go(exchange)
+            self._answer(exchange, tell(err, exchange.head.path))
+
+    def _let_go(self, exchange: _Exchange | _Repetition) -> None:
+        """Its body is held no longer."""
+        if isinstance(exchange, _Exchange) and exchange.held_bytes:
+            exchange.body.clear()
+            self.door.bodies.remove(exchange.held_bytes)
+            exchange.held_bytes = 0
 
     def on_message_complete(self) -> None:
         """The whole request is there."""
@@ -442,9 +471,9 @@ class FastProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """The parser cannot go on: what is owed is answered first."""
-        self._refuse(400, msg)
+        self._refuse(InvalidRequestError(msg))
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, error: RequestError) -> None:
         """Ends the connection with a last answer, behind those that are owed."""
         if self._closing:
             return
@@ -462,8 +491,7 @@ class FastProtocol(HttpToolsProtocol):
                 exchange = _Exchange(_NO_HEAD)
                 self._waiting.append(exchange)
             exchange.keep_alive = False
-            body = message.encode()
-            self._answer(exchange, Response(status=status, content_type="text/plain; charset=utf-8", body=body))
+            self._answer(exchange, tell(error, self.url.decode("latin-1") if self._in_message else "/"))
 
     # Ours, from claim to answer.
 
@@ -511,7 +539,7 @@ class FastProtocol(HttpToolsProtocol):
         try:
             limit = self.door.settings.max_body_bytes
             request = make_request(head.match, head.method, head.path, head.query, head.mapping, body, limit)
-            if len(body) > INLINE_BODY_BYTES:
+            if len(request.body) > INLINE_BODY_BYTES:  # inflated
                 self._owe(exchange, MAX_PIPELINED_ROWS)  # nobody knows yet
                 self._in_task(exchange, respond(head.match, request, context))
                 return
@@ -642,6 +670,8 @@ class FastProtocol(HttpToolsProtocol):
         while keep_alive and self._waiting and (response := self._waiting[0].response) is not None:
             exchange = self._waiting.popleft()
             self._owed_rows -= exchange.rows
+            if exchange.held_bytes:
+                self._let_go(exchange)
             keep_alive = exchange.keep_alive and response.headers.get("connection") != "close"
             identity = exchange.head.identity or new_request_id()
             try:
@@ -766,7 +796,7 @@ class FastProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The server is stopping: what was accepted is answered, then the connection closes."""
         for _ in range(len(self._held)):  # the last in the queue, not begun: the client asks again where it is told to
-            self._waiting.pop()
+            self._let_go(self._waiting.pop())
         self._held.clear()
         if self._uvicorns_turn() or self.pipeline or not self._waiting:
             super().shutdown()  # it looks at its last cycle, which is the last of all

@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from ganserve.api.http import Labels, Latents, Pixels, finite, integer
+from ganserve.errors import RequestError
 
 _WORDS = (b"u", b"s")  # of true and false, which struct would take for 1 and 0; numbers have neither
 
@@ -110,6 +111,10 @@ def numbers_in(body: bytes, name: bytes, parse: Callable[[bytes], object], zeroe
     """
     start = body.find(b"[", body.find(b'"%b"' % name)) + 1
     end = body.find(b"]", start)
-    if start == 0 or end < 0 or parse(b"%b0%b" % (body[:start], body[end:])) != zeroed:
+    if start == 0 or end < 0:
         return None
-    return start, len(body) - end
+    try:
+        found = parse(b"%b0%b" % (body[:start], body[end:]))
+    except RequestError:  # an array of arrays, for one
+        return None
+    return (start, len(body) - end) if found == zeroed else None

@@ -14,7 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from ganserve.api.http import JSON, Labels, Latents, Pixels, Response, finite, integer, parse_json_object
+from ganserve.api.http import (
+    JSON,
+    MAX_JSON_VALUES,
+    Labels,
+    Latents,
+    Pixels,
+    Response,
+    finite,
+    integer,
+    parse_json_object,
+)
 from ganserve.api.repeat import Repeat, numbers_in, tensors
 from ganserve.errors import InvalidRequestError
 
@@ -160,11 +170,11 @@ def repeat_of(plan: Plan, body: bytes, labels: Labels | None, model: Model) -> R
         return Repeat(before=before, reader=reader, encode=answer, labels=elsewhere)
     if latents.dtype == np.float16 or plan.binary_bytes:
         return None
-    zeroed = parse_json_object(body)
+    zeroed = _parse(body, model)
     for item in zeroed["inputs"]:
         if item["name"] == "latents":
             item["data"] = [0]
-    around = numbers_in(body, b"data", parse_json_object, zeroed)
+    around = numbers_in(body, b"data", lambda other: _parse(other, model), zeroed)
     if around is None:
         return None
     before, after = around
@@ -181,9 +191,14 @@ def _header_bytes(text: str, body_bytes: int) -> int:
     return length
 
 
+def _parse(header: bytes, model: Model) -> dict[str, Any]:
+    """A JSON object of no more values than a request can need."""
+    return parse_json_object(header, max_values=model.max_rows * (model.latent_dim + 1) + MAX_JSON_VALUES)
+
+
 def _plan(header: bytes, model: Model) -> Plan:
     """The plan of a JSON object."""
-    fields = _object(parse_json_object(header), "the request", _REQUEST_KEYS)
+    fields = _object(_parse(header, model), "the request", _REQUEST_KEYS)
     identity = fields.get("id")
     if identity is not None and type(identity) is not str:
         raise InvalidRequestError("id must be a string")

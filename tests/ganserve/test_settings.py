@@ -26,6 +26,7 @@ def test_every_setting_has_its_variable():
         "GANSERVE_MAX_DELAY_MS": "1.5",
         "GANSERVE_DEADLINE_MS": "500",
         "GANSERVE_MAX_BODY_BYTES": "4096",
+        "GANSERVE_MAX_BODIES_BYTES": "8192",
         "GANSERVE_BODY_TIMEOUT_MS": "250",
         "GANSERVE_DRAIN_MS": "750",
         "GANSERVE_HEADER_TIMEOUT_MS": "125",
@@ -54,6 +55,7 @@ def test_every_setting_has_its_variable():
         max_delay_ms=1.5,
         deadline_ms=500.0,
         max_body_bytes=4096,
+        max_bodies_bytes=8192,
         body_timeout_ms=250.0,
     )
 
@@ -106,6 +108,12 @@ def test_request_that_no_queue_could_hold_is_refused():
     """A request limit above the queue's is a contradiction, named by both variables."""
     with pytest.raises(ConfigError, match=r"GANSERVE_MAX_REQUEST_ROWS \(20\) must not be above .*ROWS \(10\)"):
         Settings.from_env({"GANSERVE_MAX_REQUEST_ROWS": "20", "GANSERVE_MAX_QUEUE_ROWS": "10"})
+
+
+def test_body_that_could_never_be_held_is_refused():
+    """A body limit above that of all bodies together is a contradiction, named by both variables."""
+    with pytest.raises(ConfigError, match=r"GANSERVE_MAX_BODY_BYTES \(4096\) must not be above .*BYTES \(2048\)"):
+        Settings.from_env({"GANSERVE_MAX_BODY_BYTES": "4096", "GANSERVE_MAX_BODIES_BYTES": "2048"})
 
 
 def test_variables_of_a_kubernetes_service_are_not_ours():

@@ -1,4 +1,7 @@
-"""What a long or hostile day does to a real server: it stays as small, as quick and as exact as it was."""
+"""What a long or hostile day does to a real server: it stays as small and as exact as it was.
+
+And as quick: `benchmarks/hostile.py` measures that, as time never fails a test.
+"""
 
 import contextlib
 import json
@@ -87,17 +90,6 @@ def _connect(server: Server) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=10)
 
 
-def _p99_ms(server: Server, requests: int = 200) -> float:
-    """Of single images, one after the other on one connection."""
-    times = []
-    with Connection(server.port) as connection:
-        for _ in range(requests):
-            started_at = time.perf_counter()
-            connection.pixels({"seed": 1})
-            times.append((time.perf_counter() - started_at) * 1e3)
-    return sorted(times)[int(0.99 * requests)]
-
-
 def test_ten_thousand_clients_that_leave(server):
     """10,000 requests whose clients are gone at once or a little later: no rows, sockets or memory stay behind."""
     (worker,) = _workers(server)
@@ -134,18 +126,18 @@ def test_ten_thousand_clients_that_leave(server):
     ids=["idle", "slow head", "slow body"],
 )
 def test_clients_that_do_nothing_cost_nothing(server, sockets, sent, share):
-    """Idle connections and slow heads and bodies cost little memory, no time of others, and end in the end."""
+    """Beside idle connections, slow heads and slow bodies others are served; they cost little memory, and they end."""
     (worker,) = _workers(server)
-    before_mb, alone_ms = _resident_mb(worker), min(_p99_ms(server) for _ in range(3))
+    before_mb = _resident_mb(worker)
     clients = [_connect(server) for _ in range(int(sockets * share))]
     try:
         for client in clients:
             client.sendall(sent)
         _until(lambda: len(os.listdir(f"/proc/{worker}/fd")) >= len(clients))
-        beside_ms = min(_p99_ms(server) for _ in range(3))
+        with Connection(server.port) as connection:
+            for _ in range(100):
+                assert connection.pixels({"seed": 1}).shape == (1, 28, 28, 1)
         assert _resident_mb(worker) - before_mb < 40
-        # The better of three, and a floor: this is about waiting for others, not about a busy machine.
-        assert beside_ms < max(2 * alone_ms, 5.0)
         if sent:
             assert clients[0].recv(12) == b"HTTP/1.1 408"
     finally:

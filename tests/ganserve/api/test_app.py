@@ -17,6 +17,7 @@ from ganserve import latents
 from ganserve.api import exchange
 from ganserve.api.app import FrontDoor
 from ganserve.batcher import Batcher
+from ganserve.errors import UnauthorizedError
 from ganserve.settings import Settings
 from tests.connection import Answer, Connection
 from tests.served import POISON
@@ -260,6 +261,31 @@ def test_full_queue_is_503_with_retry_after(serve, engine):
         _good(refused, engine)
 
 
+def test_rows_that_do_not_fit_are_not_drawn(serve, monkeypatch):
+    """A large request that the queue has no room for is refused before its latents are made, which takes a while."""
+    server = serve(max_queue_rows=1000, max_request_rows=1000)
+    server.gate.open.clear()
+    drawn, draw = [], latents.draw
+
+    def counting(seed, count, *rest, **options):
+        drawn.append(count)
+        return draw(seed, count, *rest, **options)
+
+    monkeypatch.setattr(latents, "draw", counting)
+    with server.connect() as running, server.connect() as waiting, server.connect() as refused:
+        running.send_request("POST", "/v1/generate", {"seed": 1})
+        assert server.gate.entered.wait(10)
+        waiting.send_request("POST", "/v1/generate", {"n": 900})
+        while server.batcher.queue_rows < 900:
+            time.sleep(0.005)
+        for _ in range(3):
+            _problem(refused.ask("POST", "/v1/generate", {"n": 999}), 503, "the queue is full: 900 rows wait, 999 more")
+        assert drawn == [1, 900]
+        assert server.batcher.counters.rejected_full == 3
+        server.gate.open.set()
+        assert running.getresponse().status == waiting.getresponse().status == 200
+
+
 def test_deadline_is_504(serve, engine):
     """A request that is not done by its deadline is a 504, and its rows leave the queue."""
     server = serve(deadline_ms=150.0)
@@ -276,24 +302,26 @@ def test_deadline_is_504(serve, engine):
 
 
 def test_poisoned_request_is_an_opaque_500(serve, engine, caplog):
-    """A request that the model fails on is a 500 without our secrets, the log has them, its neighbours get pixels."""
+    """A request that the model fails on is a 500 without our secrets, which the log has; 39 neighbours get pixels."""
     server = serve(poisoned=True)
     server.gate.open.clear()
     with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(server.connect()) for _ in range(12)]
+        connections = [stack.enter_context(server.connect()) for _ in range(40)]
         for index, connection in enumerate(connections):
-            fields = {"seed": 1, "labels": POISON if index == 5 else 0}
+            fields = {"seed": index, "labels": POISON if index == 5 else index % POISON}
             connection.send_request("POST", "/v1/generate", fields, accept="application/x-npy")
             if index == 0:
                 assert server.gate.entered.wait(10)
-        while server.batcher.queue_rows < 11:
+        while server.batcher.queue_rows < 39:
             time.sleep(0.005)
         server.gate.open.set()
         answers = [connection.getresponse() for connection in connections]
         bodies = [answer.read() for answer in answers]
-        assert [answer.status for answer in answers] == [500 if index == 5 else 200 for index in range(12)]
-        expected = engine.run(latents.draw(1, 1, 16)[0], np.array([0]))
-        assert all((np.load(io.BytesIO(body)) == expected).all() for index, body in enumerate(bodies) if index != 5)
+        assert [answer.status for answer in answers] == [500 if index == 5 else 200 for index in range(40)]
+        for index, body in enumerate(bodies):
+            if index != 5:
+                alone = engine.run(latents.draw(index, 1, 16)[0], np.array([index % POISON]))
+                assert (np.load(io.BytesIO(body)) == alone).all()
         assert b"secret" not in bodies[5]
         assert json.loads(bodies[5])["title"] == "Internal Server Error"
         assert json.loads(bodies[5])["detail"].startswith("inference failed on this request")
@@ -556,6 +584,18 @@ def test_token_is_needed_everywhere_but_for_health(serve, engine):
         assert connection.ask("GET", "/readyz")[0] == 200
         assert connection.ask("GET", "/v1/model", **bearer)[0] == 200
         assert connection.ask("GET", "/metrics", **bearer)[0] == 200
+
+
+def test_tokens_are_compared_in_constant_time(monkeypatch):
+    """Whatever is given for a token is compared by the function that takes as long for any: no early way out."""
+    compared = []
+    monkeypatch.setattr(exchange.hmac, "compare_digest", lambda *both: compared.append(both) or both[0] == both[1])
+    token = b"correct-horse-battery"
+    for given in (b"", b"Basic x", b"Bearer correct-horse-batterz", b"Bearer \xff", b"Bearer"):
+        with pytest.raises(UnauthorizedError):
+            exchange.check_token([(b"authorization", given)], token)
+    exchange.check_token([(b"authorization", b"Bearer correct-horse-battery")], token)
+    assert [both[1] for both in compared] == [token] * 6
 
 
 def test_requests_have_an_identity(connection):

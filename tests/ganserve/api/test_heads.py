@@ -99,3 +99,36 @@ def test_a_body_that_ends_with_the_connection_is_no_request(served, transport):
     """`Transfer-Encoding` without chunked at its end: 501 by the protocol class, whose parser stops uvicorn at 400."""
     head = b"POST /v1/generate" + _POST + b"transfer-encoding: gzip\r\n\r\n"
     assert _first_answer(served.port, head)[::2] == (501 if transport == "protocol" else 400, False)
+
+
+@pytest.mark.parametrize("path", [b"/v1/model", b"/v2", b"/livez"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"".join(b"h%d: v\r\n" % index for index in range(101)),
+        b"h: " + b"v" * 70_000 + b"\r\n",
+        b"".join(b"h%d: %s\r\n" % (index, b"v" * 1000) for index in range(70)),
+    ],
+    ids=["many", "a long one", "many long ones"],
+)
+def test_large_heads_are_refused_and_closed(served, path, headers):
+    """More than 100 headers or 64 KiB: 431 by either transport, and nothing that follows is read."""
+    found, body, lives = _first_answer(served.port, b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n" + headers + b"\r\n")
+    assert (found, lives) == (431, False)
+    assert body.startswith(b'{"error":' if path == b"/v2" else b'{"type": "about:blank"')
+
+
+def test_a_long_target_is_refused_and_closed(served, transport):
+    """A path or query of 70,000 bytes is 431 as well; uvicorn's own parser of URLs stops it with a 400."""
+    status = 431 if transport == "protocol" else 400
+    for target in (b"/v1/digits/" + b"1" * 70_000 + b".png", b"/v1/model?x=" + b"1" * 70_000):
+        assert _first_answer(served.port, b"GET " + target + b" HTTP/1.1\r\nhost: x\r\n\r\n")[::2] == (status, False)
+
+
+@pytest.mark.parametrize(("path", "told"), [(b"/v2/models/mnist/infer", b'{"error":'), (b"/v1/generate", b'{"type": ')])
+def test_a_last_refusal_is_in_the_words_of_its_protocol(served, transport, path, told):
+    """Where the parser gives up, the protocol class tells it as the route would, and uvicorn in plain text."""
+    head = b"POST " + path + b" HTTP/1.1\r\nhost: x\r\nbad header: x\r\n\r\n"
+    status, body, lives = _first_answer(served.port, head)
+    assert (status, lives) == (400, False)
+    assert body.startswith(told if transport == "protocol" else b"Invalid HTTP request")

@@ -1,7 +1,9 @@
 import base64
 import dataclasses
+import html
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from ganserve import imaging, latents
 from ganserve.api import native
 from ganserve.api.http import JSON, NPY, PNG, Context, Request, Work, npy_bytes
+from ganserve.api.routing import resolve
 from ganserve.errors import InvalidRequestError, NotAcceptableError, UnsupportedMediaTypeError
 from ganserve.settings import Settings
 
@@ -209,8 +212,10 @@ def test_bad_seeded_request_is_400(context, fields, message):
 
 
 def test_row_limit_holds_however_rows_are_asked_for(context):
-    """A list of a million labels without n is refused before a single latent is drawn."""
-    with pytest.raises(InvalidRequestError, match="n must be 1 to 1024, got 1000000"):
+    """A list of many labels without n is refused before a latent is drawn, one of a million before it is read."""
+    with pytest.raises(InvalidRequestError, match="n must be 1 to 1024, got 20000"):
+        native.generate(_generate({"labels": [0] * 20_000}), context)
+    with pytest.raises(InvalidRequestError, match="more than the 27408 values"):
         native.generate(_generate({"labels": [0] * 1_000_000}), context)
 
 
@@ -543,11 +548,23 @@ def test_model_takes_no_query(context):
 
 
 def test_page_names_the_routes_and_loads_nothing_from_elsewhere(context, answer):
-    """`/` is a page of our own, and its policy lets it load nothing from anywhere else."""
+    """`/` shows a sheet of digits and names the routes; its policy lets it load nothing from anywhere else."""
     response = answer(native.page, Request(method="GET", path="/"), context)
     assert response.content_type == "text/html; charset=utf-8"
     page = response.body.decode()
-    assert "/v1/generate" in page
+    for route in ("/v1/generate", "/v1/digits/{text}.png", "/v1/interpolate", "/v1/images/generations", "/v2"):
+        assert route in page
+    loaded = [
+        html.unescape(source) for source in re.findall(r'(?:src|href|action|data|url)\s*[=(]\s*"?([^" )>]*)', page)
+    ]
+    assert loaded
+    for source in loaded:  # each is a route of this server, and answers
+        path, _, query = source.partition("?")
+        match = resolve("GET", path)
+        asked = Request(method="GET", path=path, query=query, path_parameters=match.parameters)
+        assert answer(match.handler, asked, context).status == 200
+    assert any(source.startswith("/v1/digits/") for source in loaded)
+    assert response.headers["x-content-type-options"] == "nosniff"
     assert "http://" not in page.replace("http://127.0.0.1", "").replace("http://localhost", "")
     assert "https://" not in page
     assert response.headers["content-security-policy"].startswith("default-src 'none'")

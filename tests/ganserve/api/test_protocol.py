@@ -1,6 +1,7 @@
 """What only the protocol class does: order, partial reads, and a connection's life. Each test is over raw sockets."""
 
 import contextlib
+import gzip
 import http.client
 import io
 import json
@@ -13,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http import auto
 
 from ganserve import latents
-from ganserve.api import protocol
+from ganserve.api import exchange, protocol
 from ganserve.api.app import FrontDoor
 from ganserve.settings import Settings
 from tests.served import Gate, Served
@@ -318,14 +319,15 @@ def test_large_requests_are_computed_one_after_the_other(serve, monkeypatch):
         assert [small.answer()[0] for _ in range(60)] == [200] * 60
 
 
-def test_nonsense_is_400(served):
-    """What is no HTTP is a 400 and the end of the connection; others are not disturbed."""
+def test_nonsense_is_400(served, caplog):
+    """What is no HTTP is a 400, the end of the connection, and no line in the log; others are not disturbed."""
     with Raw(served.port) as raw, Raw(served.port) as other:
         raw.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
         assert raw.answer()[0] == 400
         assert raw.closed()
         other.send(b"GET /v1/model HTTP/1.1\r\nhost: x\r\n\r\n")
         assert other.answer()[0] == 200
+    assert not caplog.records
 
 
 def test_both_transports_say_the_same(context, engine):
@@ -372,6 +374,27 @@ def test_another_uvicorn_is_served_as_asgi(monkeypatch, caplog, context):
     protocol.install(FrontDoor(app, Settings()))
     assert auto.AutoHTTPProtocol is before
     assert "serving as plain ASGI" in caplog.text
+
+
+def test_small_bodies_that_inflate_to_large_ones_are_read_in_a_thread(served, engine, monkeypatch):
+    """What counts is the size of the inflated body: a few hundred bytes may be much to parse."""
+    body = json.dumps({"seed": 7}).encode().ljust(exchange.INLINE_BODY_BYTES + 1)
+    packed = gzip.compress(body)
+    assert len(packed) < 1000
+    dear = []
+    respond = protocol.respond
+
+    def counting(match, request, context):
+        dear.append(len(request.body))
+        return respond(match, request, context)
+
+    monkeypatch.setattr(protocol, "respond", counting)
+    head = generate(7, headers="content-encoding: gzip\r\n").partition(b"\r\n\r\n")[0]
+    head = head.replace(b"content-length: 11", b"content-length: %d" % len(packed))
+    with Raw(served.port) as raw:
+        raw.send(head + b"\r\n\r\n" + packed)
+        assert is_seed(raw.answer()[2], 7, engine)
+    assert dear == [len(body)]
 
 
 # What a hostile client may try.

@@ -199,6 +199,17 @@ def test_what_is_around_the_tensors_counts(connection, engine):
         np.testing.assert_array_equal(_pixels(told, content), engine.run(rows, labels))
 
 
+def test_rows_as_arrays_of_json(connection, engine):
+    """An array of arrays is not one of numbers: the handler reads it, each time."""
+    for seed in (1, 2, 3, 4):
+        rows, labels = _rows(seed)
+        asked = document(rows, labels)
+        asked["inputs"][0]["data"] = rows.tolist()
+        status, told, content = connection.ask("POST", PATH, asked)
+        assert status == 200
+        np.testing.assert_array_equal(_pixels(told, content), engine.run(rows, labels))
+
+
 def test_labels_before_latents(connection, engine):
     """The order of binary tensors is the client's."""
     for seed in (1, 2, 3, 4):
