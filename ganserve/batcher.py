@@ -179,6 +179,7 @@ class Batcher:
         max_queue_rows: int,
         deadline_ms: float,
         max_delay_ms: float = 0.0,
+        spin_us: float = 0.0,
         on_batch: Callable[[int, float], None] | None = None,
         probe: Callable[[], None] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
@@ -191,6 +192,7 @@ class Batcher:
             max_queue_rows: rows that may wait; a request that does not fit is turned away at once.
             deadline_ms: a request that is not done by then fails, and its waiting rows are not computed.
             max_delay_ms: how long a batch that is not full waits for company. 0: not at all.
+            spin_us: how long the loop stays awake after a batch. Who asks again at once is not waited for asleep.
             on_batch: hears of every batch: its rows, and the seconds that it took.
             probe: raises unless the session works. Called, in the session's thread and between batches, when
                 `FAILED_BATCHES` have failed in a row, and then every second until it returns; meanwhile not `ready`.
@@ -201,6 +203,9 @@ class Batcher:
         self._max_queue_rows = max_queue_rows
         self._deadline_s = deadline_ms / 1e3
         self._max_delay_s = max_delay_ms / 1e3
+        self._spin_s = spin_us / 1e6
+        self._awake_until = 0.0
+        self._spinning = False
         self._on_batch = on_batch
         self._probe = probe
         self._probe_timer: asyncio.TimerHandle | None = None
@@ -485,6 +490,18 @@ class Batcher:
                 logger.exception("a request's callback failed")
         if self._queue:
             self._schedule()
+        elif self._spin_s:
+            self._awake_until = time.perf_counter() + self._spin_s
+            if not self._spinning:
+                self._spinning = True
+                self._loop.call_soon(self._spin)
+
+    def _spin(self) -> None:
+        """Has the loop look for requests without going to sleep: with something to call, it does not."""
+        if self._running or time.perf_counter() >= self._awake_until:
+            self._spinning = False
+        else:
+            self._loop.call_soon(self._spin)
 
     def _judge(self, outcome: list[Pixels | GanserveError]) -> None:
         """Counts batches that gave nobody an image; one that did says that the session works."""

@@ -181,6 +181,7 @@ class GanServe:
             max_queue_rows=settings.max_queue_rows,
             deadline_ms=settings.deadline_ms,
             max_delay_ms=settings.max_delay_ms,
+            spin_us=settings.spin_us,
             on_batch=self.metrics.batch,
             probe=self.engine.prove,
         )

@@ -255,10 +255,17 @@ def finish(work: Work, labels: Labels | None, ticket: Ticket, context: Context) 
 
 def server_timing(ticket: Ticket, encode_s: float) -> str:
     """The header's value (W3C Server Timing): where the time of a request went, in milliseconds."""
-    return (
-        f"queue;dur={ticket.queue_s * 1e3:.3f}, infer;dur={ticket.inference_s * 1e3:.3f}, "
-        f'encode;dur={encode_s * 1e3:.3f}, batch;desc="{ticket.batch_rows} rows"'
-    )
+    queue, infer, encode = _ms(ticket.queue_s), _ms(ticket.inference_s), _ms(encode_s)
+    return f'queue;dur={queue}, infer;dur={infer}, encode;dur={encode}, batch;desc="{ticket.batch_rows} rows"'
+
+
+def _ms(seconds: float) -> str:
+    """Milliseconds to the microsecond. Those below ten are looked up: making one is a tenth of what a request costs."""
+    us = round(seconds * 1e6)
+    return _TEXTS_OF_US[us] if us < 10_000 else f"{us / 1e3:.3f}"
+
+
+_TEXTS_OF_US = [f"{us / 1e3:.3f}" for us in range(10_000)]
 
 
 def tell(error: Exception, path: str) -> Response:

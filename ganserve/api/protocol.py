@@ -273,11 +273,12 @@ class FastProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some bytes of one or several requests: parsed in slices, as far as there is room for their answers."""
-        self._unset_keepalive_if_required()
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
         if self._early is not None:
             data, self._early = self._early + data, None
-        at_start = not (self._in_message or self._stash or self._waiting or self._closing)
-        if at_start and not self._uvicorns_turn() and not self.flow.read_paused:
+        at_start = not (self._waiting or self._in_message or self._stash or self._closing)
+        if at_start and (self.cycle is None or self.cycle.response_complete) and not self.flow.read_paused:
             end = data.find(b"\r\n\r\n") + 4
             head = self.heads.get(data[:end])
             if head is not None and len(data) == end + head.body_bytes:
@@ -624,10 +625,8 @@ class FastProtocol(HttpToolsProtocol):
         body = repeated.repeat.encode(pixels)
         encode_s = time.perf_counter() - started_at
         identity = new_request_id()
-        last = (
-            f"server-timing: {server_timing(repetition, encode_s)}\r\ncontent-length: {len(body)}\r\n"
-            f"x-request-id: {identity}\r\n\r\n"
-        )
+        timing = server_timing(repetition, encode_s)
+        last = f"server-timing: {timing}\r\ncontent-length: {len(body)}\r\nx-request-id: {identity}\r\n\r\n"
         waiting.clear()
         self._owed_rows -= repetition.rows
         self._was_active = True
