@@ -130,7 +130,7 @@ class _Exchange:
     def __init__(self, head: _Head) -> None:
         self.head = head
         self.keep_alive = head.keep_alive
-        self.body: list[bytes] = []
+        self.body: list[bytes | bytearray] = []  # its first piece, and all others in one: there may be millions
         self.held_bytes = 0  # of the body, until the answer is written
         self.response: Response | None = None
         self.rows = 0  # that were asked for, once that is known
@@ -327,7 +327,10 @@ class FastProtocol(HttpToolsProtocol):
             self._let_go(exchange)
             self._answer(exchange, tell(error, exchange.head.path))
             return
-        exchange.body.append(body)
+        if len(exchange.body) == 2:
+            exchange.body[1] += body
+        else:
+            exchange.body.append(bytearray(body) if exchange.body else body)
         exchange.held_bytes += len(body)
         try:
             self.door.bodies.add(len(body), exchange.held_bytes)
@@ -353,7 +356,7 @@ class FastProtocol(HttpToolsProtocol):
             super().on_message_complete()
         elif exchange.response is None:
             self._remember(exchange.head)
-            body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
+            body = bytes(exchange.body[0]) if len(exchange.body) == 1 else b"".join(exchange.body)
             if self._held or self._owes_enough():
                 self._held.append((exchange, body))
             else:
