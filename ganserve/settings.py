@@ -46,7 +46,10 @@ class Settings(BaseModel):
     max_request_rows: int = Field(default=1024, ge=1, description="rows in one request, at most")
     max_delay_ms: float = Field(default=0.0, ge=0, le=1000, description="how long a batch that is not full waits")
     spin_us: float = Field(
-        default=100.0, ge=0, le=10_000, description="how long a worker stays awake after a batch, for who asks again at once"
+        default=100.0,
+        ge=0,
+        le=10_000,
+        description="how long a worker stays awake after a batch, for who asks again at once",
     )
     deadline_ms: float = Field(default=10_000.0, gt=0, description="a request not done by then gets 504")
     drain_ms: float = Field(

@@ -179,7 +179,8 @@ class _Exchange:
 
     __slots__ = ("arrived_at", "body", "head", "held_bytes", "keep_alive", "response", "rows", "undo")
 
-    body: list[bytes]  # of one that is parsed
+    # Of one that is parsed: its first piece, and all others in one, as there may be millions.
+    body: list[bytes | bytearray]
 
     def __init__(self, head: _Head) -> None:
         self.head = head
@@ -423,7 +424,10 @@ class FastProtocol(HttpToolsProtocol):
             self._let_go(exchange)
             self._answer(exchange, tell(error, exchange.head.path))
             return
-        exchange.body.append(body)
+        if len(exchange.body) == 2:
+            exchange.body[1] += body
+        else:
+            exchange.body.append(bytearray(body) if exchange.body else body)
         exchange.held_bytes += len(body)
         try:
             self.door.bodies.add(len(body), exchange.held_bytes)
@@ -450,7 +454,7 @@ class FastProtocol(HttpToolsProtocol):
             super().on_message_complete()
         elif exchange.response is None:
             self._remember(exchange.head)
-            body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
+            body = bytes(exchange.body[0]) if len(exchange.body) == 1 else b"".join(exchange.body)
             exchange.body.clear()
             if self._held or self._owes_enough():
                 self._held.append((exchange, body))

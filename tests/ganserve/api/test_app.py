@@ -537,6 +537,27 @@ def test_bentoml_that_raises_after_its_answer_is_logged_once(context, caplog):
     assert "a bug of theirs" in caplog.text
 
 
+@pytest.mark.parametrize("path", ["/v1/model", "/readyz", "/nope"])
+def test_client_that_leaves_before_its_answer_is_no_fault(context, caplog, path):
+    """Uvloop raises where the connection has just ended: nothing for the log, on our routes and on BentoML's."""
+
+    async def scenario():
+        async def bentoml(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def gone(message):
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+        door = FrontDoor(bentoml, context.settings)
+        door.open(context)
+        call = _Call(door, "GET", path, [_COMPLETE])
+        call._send = gone
+        await call.run()
+
+    asyncio.run(scenario())
+    assert not caplog.records
+
+
 def test_websockets_are_turned_away(context):
     """A WebSocket is closed: this server speaks HTTP."""
 

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import socket
+import sys
 import time
 
 import numpy as np
@@ -151,6 +152,25 @@ def test_chunked_bodies_are_read(served, engine):
         assert raw.answer()[0] == 413
         raw.send(generate(7))
         assert is_seed(raw.answer()[2], 7, engine)
+
+
+def test_a_body_in_many_chunks_is_no_larger_than_it_is(served, engine):
+    """What is kept of a body of 100,000 chunks is its bytes, not an object for each chunk; then it is read as ever."""
+    body = json.dumps({"seed": 6}).encode().ljust(200_000)
+    head = (
+        b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\naccept: application/x-npy\r\n"
+        b"transfer-encoding: chunked\r\n\r\n"
+    )
+    with Raw(served.port) as raw:
+        raw.send(head + b"".join(b"2\r\n%b\r\n" % body[start : start + 2] for start in range(0, len(body), 2)))
+        give_up_at = time.monotonic() + 10
+        while served.door.bodies.held_bytes < len(body) and time.monotonic() < give_up_at:
+            time.sleep(0.01)
+        (connection,) = (found for found in served.connections() if found._waiting)
+        assert sum(map(sys.getsizeof, connection._waiting[0].body)) < 2 * len(body)
+        raw.send(b"0\r\n\r\n")
+        assert is_seed(raw.answer()[2], 6, engine)
+    assert served.door.bodies.held_bytes == 0
 
 
 def test_the_old_protocol_closes(served, engine):
