@@ -5,7 +5,7 @@ import random
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from ganserve.batcher import INLINE_MS, Batcher, Ticket
-from ganserve.errors import DeadlineError, InferenceError, OverloadedError
+from ganserve.errors import DeadlineError, InferenceError, InvalidRequestError, OverloadedError, RequestError
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
 
@@ -746,3 +746,119 @@ def test_a_cost_that_cannot_be_told_fails_these_rows_only(caplog):
 
     asyncio.run(scenario())
     assert "a batch could not be run" in caplog.text
+
+
+class _Reader:
+    """Reads numbers, one a byte; refuses 255."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def read(self, sources: Sequence[bytes]) -> tuple[np.ndarray, None]:
+        self.calls.append(len(sources))
+        if any(255 in source for source in sources):
+            raise InvalidRequestError("255 is no number")
+        return _rows_of(b"".join(sources)), None
+
+
+class _Unread(Ticket):
+    """A ticket that puts itself into a list when it is done."""
+
+    __slots__ = ("others",)
+
+    def __init__(self, source: bytes, reader: _Reader, others: list[Ticket]) -> None:
+        super().__init__(len(source), source=source, reader=reader)
+        self.others = others
+
+    def notify(self) -> None:
+        self.others.append(self)
+
+
+@pytest.mark.parametrize("cost_ms", [CHEAP, DEAR])
+def test_rows_are_read_when_their_batch_is_formed(run, cost_ms):
+    """Those of all tickets in one call, also beside rows that came as arrays, and those of a ticket in two batches."""
+
+    async def scenario():
+        engine, reader = _FakeEngine(cost_ms=cost_ms, cheapest_rows=8), _Reader()
+        batcher = _batcher_of(engine)
+        done: list[Ticket] = []
+        tickets = [_Unread(bytes([number, number + 1]), reader, done) for number in (1, 3, 5)]
+        for ticket in tickets:
+            batcher.enqueue(ticket)
+        await _until(lambda: len(done) == 3)
+        assert (engine.batches, reader.calls) == ([[1, 2, 3, 4, 5, 6]], [3])
+
+        tickets += [_Unread(bytes(range(100, 112)), reader, done), _Unread(b"\x09", reader, done)]
+        batcher.enqueue(tickets[3])
+        arrays = batcher.submit(_rows_of([50]), None, done.append)
+        batcher.enqueue(tickets[4])
+        await _until(lambda: len(done) == 6)
+        assert engine.batches[1:] == [[*range(100, 108)], [*range(108, 112), 50, 9]]
+        for ticket in tickets:
+            np.testing.assert_array_equal(ticket.pixels, _pixels_of(ticket.source))
+        np.testing.assert_array_equal(arrays.pixels, _pixels_of([50]))
+        await batcher.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("cost_ms", [CHEAP, DEAR])
+def test_a_source_that_is_refused_fails_alone(run, cost_ms):
+    """Its neighbours are run in one batch without it, and it says nothing of the session."""
+
+    async def scenario():
+        engine, reader, probed = _FakeEngine(cost_ms=cost_ms), _Reader(), []
+        batcher = _batcher_of(engine, probe=lambda: probed.append(1))
+        done: list[Ticket] = []
+        tickets = [_Unread(bytes([number]), reader, done) for number in (1, 255, 3, 255, 5)]
+        for ticket in tickets:
+            batcher.enqueue(ticket)
+        await _until(lambda: len(done) == 5)
+        assert engine.batches == [[1, 3, 5]]
+        for ticket in tickets:
+            if ticket.source == b"\xff":
+                assert isinstance(ticket.error, RequestError)
+                assert ticket.pixels is None
+            else:
+                np.testing.assert_array_equal(ticket.pixels, _pixels_of(ticket.source))
+        for number in range(5):
+            batcher.enqueue(_Unread(b"\xff", reader, done))
+            await _until(lambda number=number: len(done) == 6 + number)
+        assert batcher.ready
+        assert (probed, batcher.counters.failed, len(engine.batches)) == ([], 0, 1)
+        await batcher.close()
+
+    run(scenario)
+
+
+class _CountingLoop:
+    """The running loop, with what is to be called soon counted."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.soon = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def call_soon(self, *arguments: Any) -> asyncio.Handle:
+        self.soon += 1
+        return self._loop.call_soon(*arguments)
+
+
+@pytest.mark.parametrize(("spin_us", "awake"), [(0.0, False), (20_000.0, True)])
+def test_the_loop_stays_awake_after_a_batch(run, spin_us, awake):
+    """It turns without end for as long as it is told to, then sleeps."""
+
+    async def scenario():
+        loop = _CountingLoop()
+        batcher = _batcher_of(_FakeEngine(), spin_us=spin_us, loop=loop)
+        await _submit_and_wait(batcher, [[1]])
+        await asyncio.sleep(0.1)
+        assert (loop.soon > 20) == awake
+        turns = loop.soon
+        await asyncio.sleep(0.05)
+        assert loop.soon == turns
+        await batcher.close()
+
+    run(scenario)
