@@ -7,7 +7,8 @@ One process, one thread each, contenders in turns. All of them answer latents (a
 
     ours          exporters.onnx_export of exporters.wrapper: what `ganserve export --onnx` writes
     plain         torch.onnx.export of the trained network and the same conversion to pixels, without our wrapper
-    plain float   torch.onnx.export of the network alone: images float32 out, and nothing converts them
+    plain float   torch.onnx.export of the network alone: images float32 out, and nothing converts them; beside what
+                  `ganserve export --float-output` writes, which does the same
     TorchScript   torch.jit.trace and freeze of the network and the conversion
     eager         the network and the conversion, layer by layer
     compiled      torch.compile of the network and the conversion, for this batch size alone
@@ -50,6 +51,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "conv 48": ("quick", {"width": 48}),
 }
 OTHERS = ("plain", "plain float", "TorchScript", "eager", "compiled")
+OURS_FLOAT = "ours float"  # what "plain float" is compared with; all others are with "ours"
 IMAGE_SHAPE = (1, 28, 28)
 
 
@@ -141,7 +143,9 @@ def contenders(network: Generator, exported: ExportedGenerator) -> dict[str, Cal
     as_pixels = AsPixels(network).eval()
     example = example_inputs(exported)
     traced = torch.jit.freeze(torch.jit.trace(as_pixels, example, check_trace=False))
-    ours = session(export_onnx(exported, {}))
+    ours, ours_float = (
+        session(export_onnx(ExportedGenerator(network, pixels=pixels).eval(), {})) for pixels in (True, False)
+    )
     plain, plain_float = session(plain_onnx(as_pixels, exported)), session(plain_onnx(network, exported))
 
     def compiled(batch_rows: int) -> Runner:
@@ -150,6 +154,7 @@ def contenders(network: Generator, exported: ExportedGenerator) -> dict[str, Cal
 
     return {
         "ours": lambda batch_rows: ours,
+        OURS_FLOAT: lambda batch_rows: ours_float,
         "plain": lambda batch_rows: plain,
         "plain float": lambda batch_rows: plain_float,
         "TorchScript": lambda batch_rows: torch_runner(traced),
@@ -203,7 +208,7 @@ def torch_runner(module: Callable[..., Tensor]) -> Runner:
 def compare(
     network: Generator, made: dict[str, Callable[[int], Runner]], batch_rows: int, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds a call of each contender, and how many times as long as ours it takes."""
+    """Median seconds a call of each contender, and how many times as long as ours, or as `OURS_FLOAT`, it takes."""
     given = latents.draw(1, batch_rows, network.latent_dim, network.num_classes)
     runners: dict[str, Runner] = {}
     for name, make in made.items():
@@ -225,7 +230,7 @@ def compare(
     ratios = {
         name: statistics.median(
             statistics.median(theirs) / statistics.median(ours)
-            for theirs, ours in zip(spans, calls["ours"], strict=True)
+            for theirs, ours in zip(spans, calls[OURS_FLOAT if name == "plain float" else "ours"], strict=True)
         )
         for name, spans in calls.items()
     }
