@@ -58,7 +58,7 @@ def export_onnx(generator: ExportedGenerator, metadata: Mapping[str, str], opset
             raise ExportError(f"torch.onnx cannot export this generator: {err}") from err
     assert program is not None  # None is the legacy exporter's return value
     model = program.model_proto
-    _merge_pads(model.graph)
+    merge_pads(model.graph)
     _clean(model, metadata)
     _check(model, opset)
     return bytes(model.SerializeToString(deterministic=True))
@@ -111,7 +111,7 @@ def _keep_shapes(graph: onnx.GraphProto) -> None:
     graph.value_info.extend(known)
 
 
-def _merge_pads(graph: onnx.GraphProto) -> None:
+def merge_pads(graph: onnx.GraphProto) -> None:
     """Makes zeros around an image a convolution's own padding, which torch has for both sides alike only.
 
     A Pad that is anything else stays, and no exported graph may have one.
