@@ -59,6 +59,7 @@ def export_onnx(generator: ExportedGenerator, metadata: Mapping[str, str], opset
     assert program is not None  # None is the legacy exporter's return value
     model = program.model_proto
     merge_pads(model.graph)
+    _take_labels_as_they_are(model.graph)
     _clean(model, metadata)
     _check(model, opset)
     return bytes(model.SerializeToString(deterministic=True))
@@ -111,6 +112,20 @@ def _keep_shapes(graph: onnx.GraphProto) -> None:
     graph.value_info.extend(known)
 
 
+def _take_labels_as_they_are(graph: onnx.GraphProto) -> None:
+    """Removes the Reshape to one dimension that torch puts before looking up rows by labels: they have no other."""
+    shapes = {
+        tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer if tensor.dims == [1]
+    }
+    for flattening in [node for node in graph.node if node.op_type == "Reshape" and node.input[0] == "labels"]:
+        if shapes.get(flattening.input[1]) != [-1]:
+            continue
+        for node in graph.node:
+            node.input[:] = ["labels" if name == flattening.output[0] else name for name in node.input]
+        graph.node.remove(flattening)
+    _drop_unused(graph)
+
+
 def merge_pads(graph: onnx.GraphProto) -> None:
     """Makes zeros around an image a convolution's own padding, which torch has for both sides alike only.
 
@@ -134,6 +149,10 @@ def merge_pads(graph: onnx.GraphProto) -> None:
         pads.ints[:] = (np.asarray(pads.ints) + added[[2, 3, 6, 7]]).tolist()
         node.input[0] = pad.input[0]
         graph.node.remove(pad)
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
