@@ -7,10 +7,14 @@ One process, one thread each, contenders in turns. All of them answer latents (a
 
     ours          exporters.onnx_export of exporters.wrapper: what `ganserve export --onnx` writes
     plain         torch.onnx.export of the trained network and the same conversion to pixels, without our wrapper
-    plain float   torch.onnx.export of the network alone: images float32 out, and nothing converts them
+    plain float   torch.onnx.export of the network alone: images float32 out, and nothing converts them; beside what
+                  `ganserve export --float-output` writes, which does the same
     TorchScript   torch.jit.trace and freeze of the network and the conversion
     eager         the network and the conversion, layer by layer
     compiled      torch.compile of the network and the conversion, for this batch size alone
+
+With --layers it times instead every kind of layer that export rewrites, by itself, beside what it was and beside the
+transposed convolution that float16 and TorchScript have in its place.
 
 Weights are random, normalisations have seen batches: what a layer costs does not depend on what it has learned.
 """
@@ -30,13 +34,15 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from exporters.onnx_export import OPSET, example_inputs, export_onnx
+from exporters.onnx_export import OPSET, example_inputs, export_onnx, merge_pads
+from exporters.rewrite import rewritten
 from exporters.wrapper import ExportedGenerator
 from ganserve import imaging, latents
 from ganserve.bench import ROUNDS, Labels, Latents, Pixels, Runner, parse_batches, race
 from training.config import load_recipe
 from training.data.batches import pixels_from_images
 from training.models import GENERATORS, Generator
+from training.models.base import DoubledConv, ShuffledConv
 
 # Name -> recipe, and what is changed of its generator. conv 24 and 48 cost what subpixel 16 and 32 do.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,7 +56,23 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "conv 48": ("quick", {"width": 48}),
 }
 OTHERS = ("plain", "plain float", "TorchScript", "eager", "compiled")
+OURS_FLOAT = "ours float"  # what "plain float" is compared with; all others are with "ours"
 IMAGE_SHAPE = (1, 28, 28)
+# Those of the generators above, and wider ones.
+LAYERS: dict[str, nn.Conv2d] = {
+    "doubled, 32": DoubledConv(32, 16, (14, 14), bias=True),
+    "doubled, 16": DoubledConv(16, 16, (28, 28), bias=True),
+    "doubled, 64": DoubledConv(64, 32, (14, 14), bias=True),
+    "doubled, 32 wide": DoubledConv(32, 32, (28, 28), bias=True),
+    "doubled, 64 wide": DoubledConv(64, 64, (28, 28), bias=True),
+    "shuffled, 32": ShuffledConv(32, 16, (14, 14), bias=True),
+    "shuffled, 64": ShuffledConv(64, 32, (14, 14), bias=True),
+    "shuffled, 32 wide": ShuffledConv(32, 32, (28, 28), bias=True),
+    "shuffled to one, 16": ShuffledConv(16, 1, (28, 28), bias=True),
+    "shuffled to one, 32": ShuffledConv(32, 1, (28, 28), bias=True),
+    "convolution to one, 16": nn.Conv2d(16, 1, 3, padding=1),
+    "convolution to one, 32": nn.Conv2d(32, 1, 3, padding=1),
+}
 
 
 class AsPixels(nn.Module):
@@ -74,13 +96,19 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8,64")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--skip", nargs="*", default=[], choices=OTHERS, help="compiled takes most of the time")
-    parser.add_argument("--write", type=Path, help="a page with <!-- speed --> and <!-- cost --> marks")
+    parser.add_argument("--layers", action="store_true", help="layers by themselves, instead of generators")
+    parser.add_argument(
+        "--write", type=Path, help="a page with <!-- speed --> and <!-- cost --> (or <!-- layers -->) marks"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # torch's own deprecations in three compilers
     for logger in ("torch.onnx", "onnxscript", "torch.export"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     batches = parse_batches(arguments.batch)
+    if arguments.layers:
+        finish({"layers": layer_table(batches, arguments.rounds)}, arguments.write)
+        return
 
     speed = [
         f"| model | batch | ours, us/image | {' | '.join(OTHERS)} |",
@@ -111,15 +139,80 @@ def main() -> None:
             f"{' | '.join(f'{value:.1f}' for value in us)} | {exported_macs / min(us) / 1e3:.0f} |"
         )
         print(cost[-1], flush=True)
-    print("\n".join(["", *speed, "", *cost]))
-    if arguments.write is not None:
-        page = arguments.write.read_text(encoding="utf-8")
-        for mark, table in (("speed", speed), ("cost", cost)):
-            body = "\n".join(table)
-            place = rf"(<!-- {mark} -->\n\n).*?(\n\n<!-- /{mark} -->)"
-            page, found = re.subn(place, rf"\g<1>{body}\g<2>", page, flags=re.DOTALL)
-            assert found == 1, f"{arguments.write} has no place for the table of {mark}"
-        arguments.write.write_text(page, encoding="utf-8")
+    finish({"speed": speed, "cost": cost}, arguments.write)
+
+
+def finish(tables: dict[str, list[str]], page: Path | None) -> None:
+    """Prints tables, and writes each between the marks that a page has for it."""
+    for table in tables.values():
+        print("\n".join(["", *table]))
+    if page is None:
+        return
+    text = page.read_text(encoding="utf-8")
+    for mark, table in tables.items():
+        body = "\n".join(table)
+        text, found = re.subn(
+            rf"(<!-- {mark} -->\n\n).*?(\n\n<!-- /{mark} -->)", rf"\g<1>{body}\g<2>", text, flags=re.DOTALL
+        )
+        assert found == 1, f"{page} has no place for the table of {mark}"
+    page.write_text(text, encoding="utf-8")
+
+
+def layer_table(batches: tuple[int, ...], rounds: int) -> list[str]:
+    """A row for each layer and batch: what is exported, and how many times as long the others take."""
+    table = [
+        "| layer | channels | image | batch | exported, us/image | as trained | transposed |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    torch.manual_seed(0)
+    for name, layer in LAYERS.items():
+        size = tuple(layer.size) if isinstance(layer, DoubledConv | ShuffledConv) else (28, 28)
+        before = (layer.in_channels, *(size if type(layer) is nn.Conv2d else (size[0] // 2, size[1] // 2)))
+        twins = {
+            "exported": rewritten(layer),
+            "as trained": layer,
+            "transposed": rewritten(layer, 1 << 20, windows=False),
+        }
+        runners = {key: layer_runner(twin, before) for key, twin in twins.items() if twin is not None}
+        for rows in batches:
+            hidden = torch.randn(rows, *before).numpy()
+            for run in runners.values():
+                np.testing.assert_allclose(run(hidden, None), runners["as trained"](hidden, None), rtol=0, atol=1e-4)
+            calls = race(runners, (hidden, None), rounds=rounds)
+            ours = statistics.median(second for span in calls["exported"] for second in span)
+            trained, turned = (ratio(calls[other], calls["exported"]) for other in ("as trained", "transposed"))
+            after = layer.out_channels // (4 if isinstance(layer, ShuffledConv) else 1)
+            table.append(
+                f"| {name.partition(',')[0]} | {layer.in_channels} to {after} | {size[0]} x {size[1]} | {rows} | "
+                f"{ours / rows * 1e6:.1f} | {trained:.2f} | {turned:.2f} |"
+            )
+            print(table[-1], flush=True)
+    return table
+
+
+def layer_runner(layer: nn.Module, before: tuple[int, ...]) -> Runner:
+    """A layer by itself in ONNX Runtime: hidden float32 [N, C, H, W] to the same."""
+    program = torch.onnx.export(
+        layer.eval(),
+        (torch.zeros(2, *before),),
+        input_names=["latents"],
+        dynamic_shapes=[{0: torch.export.Dim("batch", min=1, max=1 << 20)}],
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    merge_pads(model.graph)
+    return session(bytes(model.SerializeToString()))
+
+
+def ratio(theirs: list[list[float]], ours: list[list[float]]) -> float:
+    """How many times as long theirs take: the median over rounds of the ratio of their medians."""
+    return statistics.median(
+        statistics.median(their) / statistics.median(our) for their, our in zip(theirs, ours, strict=True)
+    )
 
 
 def build(recipe: str, changes: dict[str, Any]) -> Generator:
@@ -141,7 +234,9 @@ def contenders(network: Generator, exported: ExportedGenerator) -> dict[str, Cal
     as_pixels = AsPixels(network).eval()
     example = example_inputs(exported)
     traced = torch.jit.freeze(torch.jit.trace(as_pixels, example, check_trace=False))
-    ours = session(export_onnx(exported, {}))
+    ours, ours_float = (
+        session(export_onnx(ExportedGenerator(network, pixels=pixels).eval(), {})) for pixels in (True, False)
+    )
     plain, plain_float = session(plain_onnx(as_pixels, exported)), session(plain_onnx(network, exported))
 
     def compiled(batch_rows: int) -> Runner:
@@ -150,6 +245,7 @@ def contenders(network: Generator, exported: ExportedGenerator) -> dict[str, Cal
 
     return {
         "ours": lambda batch_rows: ours,
+        OURS_FLOAT: lambda batch_rows: ours_float,
         "plain": lambda batch_rows: plain,
         "plain float": lambda batch_rows: plain_float,
         "TorchScript": lambda batch_rows: torch_runner(traced),
@@ -203,7 +299,7 @@ def torch_runner(module: Callable[..., Tensor]) -> Runner:
 def compare(
     network: Generator, made: dict[str, Callable[[int], Runner]], batch_rows: int, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds a call of each contender, and how many times as long as ours it takes."""
+    """Median seconds a call of each contender, and how many times as long as ours, or as `OURS_FLOAT`, it takes."""
     given = latents.draw(1, batch_rows, network.latent_dim, network.num_classes)
     runners: dict[str, Runner] = {}
     for name, make in made.items():
@@ -223,11 +319,7 @@ def compare(
     calls = race(runners, given, rounds=rounds)
     medians = {name: statistics.median(second for span in spans for second in span) for name, spans in calls.items()}
     ratios = {
-        name: statistics.median(
-            statistics.median(theirs) / statistics.median(ours)
-            for theirs, ours in zip(spans, calls["ours"], strict=True)
-        )
-        for name, spans in calls.items()
+        name: ratio(spans, calls[OURS_FLOAT if name == "plain float" else "ours"]) for name, spans in calls.items()
     }
     return medians, ratios
 

@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import onnx
 import torch
 
@@ -56,6 +58,8 @@ def export_onnx(generator: ExportedGenerator, metadata: Mapping[str, str], opset
             raise ExportError(f"torch.onnx cannot export this generator: {err}") from err
     assert program is not None  # None is the legacy exporter's return value
     model = program.model_proto
+    merge_pads(model.graph)
+    _take_labels_as_they_are(model.graph)
     _clean(model, metadata)
     _check(model, opset)
     return bytes(model.SerializeToString(deterministic=True))
@@ -87,13 +91,71 @@ def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
-    del model.graph.value_info[:]
+    _keep_shapes(model.graph)
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
     model.doc_string = model.graph.doc_string = ""
     model.graph.name = "generator"
     model.producer_name, model.producer_version = "ganserve", ""
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+
+
+def _keep_shapes(graph: onnx.GraphProto) -> None:
+    """Leaves of what the exporter noted of the values between nodes their types and shapes alone.
+
+    Behind a Reshape ONNX Runtime cannot tell that the batch is still the batch. Told so, it adds a residual block's
+    shortcut within the convolution: 7 % of that generator's time.
+    """
+    made = {name for node in graph.node for name in node.output} - {value.name for value in graph.output}
+    known = [onnx.ValueInfoProto(name=value.name, type=value.type) for value in graph.value_info if value.name in made]
+    del graph.value_info[:]
+    graph.value_info.extend(known)
+
+
+def _take_labels_as_they_are(graph: onnx.GraphProto) -> None:
+    """Removes the Reshape to one dimension that torch puts before looking up rows by labels: they have no other."""
+    shapes = {
+        tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer if tensor.dims == [1]
+    }
+    for flattening in [node for node in graph.node if node.op_type == "Reshape" and node.input[0] == "labels"]:
+        if shapes.get(flattening.input[1]) != [-1]:
+            continue
+        for node in graph.node:
+            node.input[:] = ["labels" if name == flattening.output[0] else name for name in node.input]
+        graph.node.remove(flattening)
+    _drop_unused(graph)
+
+
+def merge_pads(graph: onnx.GraphProto) -> None:
+    """Makes zeros around an image a convolution's own padding, which torch has for both sides alike only.
+
+    A Pad that is anything else stays, and no exported graph may have one.
+    """
+    numbers = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    makers = {node.output[0]: node for node in graph.node}
+    uses = Counter(name for node in graph.node for name in node.input)
+    for node in list(graph.node):
+        pad = makers.get(node.input[0]) if node.op_type == "Conv" else None
+        if pad is None or pad.op_type != "Pad" or uses[pad.output[0]] != 1:
+            continue
+        modes = [attribute.s for attribute in pad.attribute if attribute.name == "mode"]
+        added = numbers.get(pad.input[1])
+        filled = numbers.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(())
+        if modes not in ([], [b"constant"]) or (len(pad.input) > 3 and pad.input[3]):
+            continue
+        if added is None or filled is None or filled != 0 or len(added) != 8 or any(added[[0, 1, 4, 5]]):
+            continue
+        (pads,) = (attribute for attribute in node.attribute if attribute.name == "pads")
+        pads.ints[:] = (np.asarray(pads.ints) + added[[2, 3, 6, 7]]).tolist()
+        node.input[0] = pad.input[0]
+        graph.node.remove(pad)
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
 
 
 def _check(model: onnx.ModelProto, opset: int) -> None:

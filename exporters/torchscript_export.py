@@ -27,8 +27,13 @@ def export_torchscript(generator: ExportedGenerator, metadata: Mapping[str, str]
         metadata: goes into the archive's extra file `ganserve.json`.
 
     Raises:
-        ExportError: the generator cannot be traced.
+        ExportError: the generator cannot be traced, or this PyTorch has no TorchScript any more.
     """
+    if not hasattr(torch.jit, "trace"):  # deprecated since 2.5; no release is named in which it goes
+        raise ExportError(
+            f"PyTorch {torch.__version__} has no TorchScript any more",
+            hint="leave out --torchscript: ONNX is what serves",
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; as long as LibTorch reads it, people need it
         try:

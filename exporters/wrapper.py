@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from exporters.rewrite import FEW_OUTPUTS, transpose_convolutions
+from exporters.rewrite import FEW_OUTPUTS, rewrite_convolutions
 from ganserve.errors import ExportError
 from training.models import Generator
 from training.models.base import ConditionalBatchNorm, LatentInput
@@ -35,7 +35,8 @@ class ExportedGenerator(nn.Module):
         """
         super().__init__()
         self.generator = fold_normalizations(generator)
-        transpose_convolutions(self.generator, few_outputs=0 if torchscript else FEW_OUTPUTS)
+        few_outputs = 0 if torchscript else FEW_OUTPUTS
+        rewrite_convolutions(self.generator, few_outputs=few_outputs, windows=not (torchscript or float16))
         self.dtype = torch.float16 if float16 else torch.float32
         self.generator.to(self.dtype)
         for module in self.generator.modules():
@@ -44,6 +45,7 @@ class ExportedGenerator(nn.Module):
         self.pixels = pixels
         self.latent_dim = generator.latent_dim
         self.num_classes = generator.num_classes
+        self.bounded = isinstance(list(generator.children())[-1], (nn.Tanh, nn.Sigmoid))  # needs no bounds of ours
         low, high = generator.value_range
         self.scale = 255.0 / (high - low)
         self.offset = -low * self.scale
@@ -62,8 +64,16 @@ class ExportedGenerator(nn.Module):
         images: Tensor = self.generator(latents.to(self.dtype), labels).to(torch.float32)
         if not self.pixels:
             return images
-        grey = torch.clamp(torch.round(images * self.scale + self.offset), 0.0, 255.0)
-        return grey.to(torch.uint8).permute(0, 2, 3, 1)
+        grey = images * self.scale
+        if self.offset:
+            grey = grey + self.offset
+        grey = torch.round(grey)
+        if not self.bounded:
+            grey = torch.clamp(grey, 0.0, 255.0)
+        pixels = grey.to(torch.uint8)
+        if pixels.shape[1] == 1:  # already in order: nothing to copy
+            return pixels.reshape(-1, *pixels.shape[2:], 1)
+        return pixels.permute(0, 2, 3, 1)
 
 
 class ConditionalAffine(nn.Module):

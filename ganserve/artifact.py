@@ -378,12 +378,18 @@ def check_target(path: Path, *, replace: bool) -> None:
     """Whether an artifact may be written to `path`; whoever has hours of work before writing asks first.
 
     Raises:
-        ArtifactError: something is there that must stay.
+        ArtifactError: something is there that must stay, or nothing can be made there.
     """
-    if path.exists() and not replace:
+    there = path.exists() or path.is_symlink()  # a link that leads nowhere is there too
+    if there and not replace:
         raise ArtifactError(f"{path} exists already", hint="pass --force to replace it, or --out for another place")
-    if path.exists() and not _is_ours(path):
+    if there and not _is_ours(path):
         raise ArtifactError(f"{path} is not an artifact and will not be replaced", hint="choose another --out")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ArtifactError(f"cannot write {path}: {above} is not a directory", hint="choose another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write {path}: {above} is read-only here", hint="choose another --out")
 
 
 def entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:

@@ -762,8 +762,10 @@ def _artifact_lines(artifact: Any) -> list[tuple[str, str]]:
 def _graph_table(graphs: list[Any]) -> "Table":
     from rich.table import Table
 
-    columns = ("format", "bytes", "nodes", "multiply-adds", "us/image at batch")
+    columns = ("format", "bytes", "nodes", "multiply-\nadds", "us/image\nat batch")
     table = Table(*columns, title="an image's cost on this CPU, 1 thread")
+    table.columns[0].no_wrap = True  # half a name is no name
+    table.columns[0].min_width = max((len(facts.file) for facts in graphs), default=0)
     for facts in graphs:
         operators = ", ".join(f"{count} {name}" for name, count in facts.operators.items())
         times = "\n".join(f"{rows:>3}: {time:,.1f}" for rows, time in (facts.us_per_image or {}).items())

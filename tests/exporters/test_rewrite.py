@@ -4,10 +4,12 @@ import torch
 from torch import nn
 
 from exporters.onnx_export import export_onnx
-from exporters.rewrite import FEW_OUTPUTS, transpose_convolutions, transposed
+from exporters.rewrite import FEW_OUTPUTS, Cells, TransposedShuffle, Windows, rewrite_convolutions, rewritten
 from exporters.wrapper import ExportedGenerator
 from tests.exporters.test_wrapper import build
+from training.config import GeneratorConfig
 from training.models.base import DoubledConv, ShuffledConv
+from training.models.residual import DoublingBlock
 
 
 @pytest.fixture(autouse=True)
@@ -15,10 +17,10 @@ def _same_every_time() -> None:
     torch.manual_seed(0)
 
 
-def assert_same(layer: nn.Module, channels: int, size: tuple[int, int]) -> None:
+def assert_same(layer: nn.Module, kind: type[nn.Module], channels: int, size: tuple[int, int], windows: bool) -> None:
     """The twin of `layer` gives its outputs to 1e-5, for images and for a single lit pixel in each corner."""
-    twin = transposed(layer)
-    assert twin is not None
+    twin = rewritten(layer, windows=windows)
+    assert isinstance(twin, kind)
     hidden = torch.randn(3, channels, *size)
     corners = torch.zeros(4, channels, *size)
     for index, (row, column) in enumerate(((0, 0), (0, -1), (-1, 0), (-1, -1))):
@@ -31,27 +33,53 @@ def assert_same(layer: nn.Module, channels: int, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("after", [1, 3, 16, 33])
 @pytest.mark.parametrize("before", [1, 8, 40])
-def test_a_doubled_convolution_is_one_transposed_convolution(before: int, after: int, bias: bool) -> None:
-    """Doubling and convolving is a transposed convolution of the undoubled image, of every width, at every border."""
-    layer = DoubledConv(before, after, (14, 6), bias=bias)
-    assert isinstance(transposed(layer), nn.ConvTranspose2d)
-    assert_same(layer, before, (7, 3))
+@pytest.mark.parametrize(("windows", "kind"), [(True, Windows), (False, nn.ConvTranspose2d)])
+def test_a_doubled_convolution_reads_the_undoubled_image(
+    windows: bool, kind: type[nn.Module], before: int, after: int, bias: bool
+) -> None:
+    """Doubling and convolving is 2 x 2 convolutions, or a transposed one, of the undoubled image, at every border."""
+    assert_same(DoubledConv(before, after, (14, 6), bias=bias), kind, before, (7, 3), windows)
 
 
 @pytest.mark.parametrize("before", [1, 8, 40])
-def test_a_shuffled_convolution_to_one_channel_is_transposed(before: int) -> None:
+@pytest.mark.parametrize("windows", [True, False])
+def test_a_shuffled_convolution_to_one_channel_is_transposed(before: int, windows: bool) -> None:
     """Convolving to the 2 x 2 cells of one channel is a transposed convolution, though each cell has its own bias."""
     layer = ShuffledConv(before, 1, (28, 10), bias=True)
     assert layer.bias is not None
     assert len(set(layer.bias.tolist())) == 4
-    assert_same(layer, before, (14, 5))
+    assert_same(layer, TransposedShuffle, before, (14, 5), windows)
+
+
+@pytest.mark.parametrize("size", [(28, 10), (7, 8), (8, 7), (7, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("after", [2, 16])
+def test_a_shuffled_convolution_moves_whole_pixels(after: int, bias: bool, size: tuple[int, int]) -> None:
+    """Cells that are put in place with the channels last are those that a pixel shuffle moves, cropped too."""
+    before = (-(-size[0] // 2), -(-size[1] // 2))
+    assert_same(ShuffledConv(8, after, size, bias=bias), Cells, 8, before, True)
 
 
 @pytest.mark.parametrize("after", [1, 3, 4])
 @pytest.mark.parametrize("before", [1, 8, 40])
 def test_a_convolution_to_few_channels_is_transposed(before: int, after: int) -> None:
     """A 3 x 3 convolution with few outputs is a transposed one with its kernel turned around, of odd sizes too."""
-    assert_same(nn.Conv2d(before, after, 3, padding=1), before, (9, 7))
+    assert_same(nn.Conv2d(before, after, 3, padding=1), nn.ConvTranspose2d, before, (9, 7), True)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "prelu"])
+def test_an_activation_comes_before_the_shuffle(activation: str) -> None:
+    """A residual block computes the same though its activation is done before pixels move; PReLU stays behind."""
+    config = GeneratorConfig(activation=activation, norm="none", negative_slope=0.2)
+    block = DoublingBlock(config, 8, 4, (14, 6), num_classes=None)
+    if isinstance(block.first_activation, nn.PReLU):
+        nn.init.uniform_(block.first_activation.weight)
+    hidden = torch.randn(3, 8, 7, 3)
+    with torch.no_grad():
+        expected = block(hidden, None)
+        rewrite_convolutions(block)
+        torch.testing.assert_close(block(hidden, None), expected, rtol=0, atol=1e-5)
+    assert isinstance(block.first_activation, nn.PReLU if activation == "prelu" else nn.Identity)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +87,6 @@ def test_a_convolution_to_few_channels_is_transposed(before: int, after: int) ->
     [
         DoubledConv(4, 4, (7, 8), bias=True),
         DoubledConv(4, 4, (8, 7), bias=True),
-        ShuffledConv(4, 1, (7, 8), bias=True),
-        ShuffledConv(4, 2, (8, 8), bias=True),
         nn.Conv2d(4, FEW_OUTPUTS + 1, 3, padding=1),
         nn.Conv2d(4, 1, 1),
         nn.Conv2d(4, 1, 3, padding=0),
@@ -73,29 +99,44 @@ def test_a_convolution_to_few_channels_is_transposed(before: int, after: int) ->
 )
 def test_what_has_no_cheaper_twin_stays(layer: nn.Module) -> None:
     """Cropped doublings, convolutions with many outputs and those of other kinds are not rewritten."""
-    assert transposed(layer) is None
+    assert rewritten(layer) is None
     parent = nn.Sequential(layer)
-    transpose_convolutions(parent)
+    rewrite_convolutions(parent)
     assert parent[0] is layer
+
+
+@pytest.mark.parametrize("layer", [ShuffledConv(4, 1, (7, 8), bias=True), ShuffledConv(4, 2, (8, 8), bias=True)])
+def test_shuffles_stay_where_windows_are_not_wanted(layer: nn.Module) -> None:
+    """For a GPU and for PyTorch a pixel shuffle is one node, and stays one."""
+    assert rewritten(layer, windows=False) is None
 
 
 # Of MNIST's 28 x 28 in two doublings nothing is cropped; what is left is what the shortcuts double.
 OPERATORS = {
     "conv": {"ConvTranspose": 2},
     "mlp": {},
+    "residual": {"ConvTranspose": 1, "Conv": 8, "Resize": 2},
+    "subpixel": {"Conv": 1, "ConvTranspose": 1},
+}
+ON_A_GPU = {
     "residual": {"ConvTranspose": 3, "Conv": 4, "Resize": 2},
     "subpixel": {"Conv": 1, "DepthToSpace": 1, "ConvTranspose": 1},
 }
 
 
-@pytest.mark.parametrize("conditional", [True, False])
-@pytest.mark.parametrize("kind", sorted(OPERATORS))
-def test_no_convolution_reads_a_doubled_image(kind: str, conditional: bool) -> None:
-    """The graphs of the registry hold the rewritten operators, and no convolution behind a Resize."""
-    graph = onnx.load_from_string(export_onnx(ExportedGenerator(build(kind, conditional=conditional)), {})).graph
+@pytest.mark.parametrize(
+    ("kind", "conditional", "float16"),
+    [(kind, conditional, False) for kind in OPERATORS for conditional in (True, False)]
+    + [(kind, True, True) for kind in ("residual", "subpixel")],
+)
+def test_no_convolution_reads_a_doubled_image(kind: str, conditional: bool, float16: bool) -> None:
+    """The graphs of the registry hold the rewritten operators, no convolution behind a Resize, and no Pad."""
+    expected = ON_A_GPU[kind] if float16 else OPERATORS[kind]
+    exported = ExportedGenerator(build(kind, conditional=conditional), float16=float16)
+    graph = onnx.load_from_string(export_onnx(exported, {})).graph
     operators = [node.op_type for node in graph.node]
-    counted = ("Conv", "ConvTranspose", "DepthToSpace", "Resize")
-    assert {name: operators.count(name) for name in counted if name in operators} == OPERATORS[kind]
+    counted = ("Conv", "ConvTranspose", "DepthToSpace", "Pad", "Resize")
+    assert {name: operators.count(name) for name in counted if name in operators} == expected
     made_by = {output: node.op_type for node in graph.node for output in node.output}
     for node in graph.node:
         if node.op_type == "Conv":

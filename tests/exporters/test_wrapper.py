@@ -15,6 +15,7 @@ from tests.runs import make_checkpoint
 from training.checkpoint import load_generator
 from training.config import load_recipe
 from training.models import GENERATORS, Generator
+from training.models.base import Norm
 
 
 def build(kind: str, *, conditional: bool, norm: str = "batch") -> Generator:
@@ -112,3 +113,51 @@ def test_pixels_are_the_rounded_images(tmp_path: Path) -> None:
         distance = np.abs(found.astype(int) - expected.astype(int))
         assert distance.max() <= 1
         assert np.count_nonzero(distance) <= 1e-3 * distance.size
+
+
+class Loud(Generator):
+    """Images that are their latents, far out of range, with no last layer to bound them."""
+
+    latent_dim, num_classes, value_range = 4, None, (-1.0, 1.0)
+
+    def forward(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """float32 [N, 4] -> [N, 1, 2, 2]."""
+        return self.scale(latents).reshape(-1, 1, 2, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Linear(4, 4, bias=False)
+        nn.init.eye_(self.scale.weight)
+
+    def normalized_layers(self) -> list[tuple[nn.Module, Norm]]:
+        """None."""
+        return []
+
+
+def test_images_without_bounds_are_clipped() -> None:
+    """What is beyond the range is black or white, and does not begin again at the other end."""
+    pixels = ExportedGenerator(Loud().eval())(torch.tensor([[-9.0, 9.0, -1.0, 1.0]]))
+    assert pixels.shape == (1, 2, 2, 1)
+    assert pixels.flatten().tolist() == [0, 255, 0, 255]
+
+
+@pytest.mark.parametrize("kind", sorted(GENERATORS))
+def test_tanh_needs_no_bounds_of_ours(kind: str) -> None:
+    """Images that the last layer bounds are not clipped, and those of one channel are in order as they are."""
+    graph = onnx.load_from_string(export_onnx(ExportedGenerator(build(kind, conditional=False)), {})).graph
+    assert "Clip" not in {node.op_type for node in graph.node}
+    (made_by,) = [node.op_type for node in graph.node if "pixels" in node.output]
+    assert made_by == "Reshape"
+
+
+@pytest.mark.parametrize("kind", ["residual", "subpixel"])
+def test_the_graph_knows_the_batch_everywhere(kind: str) -> None:
+    """Each value between nodes has a shape, so that ONNX Runtime sees what can be added to what."""
+    graph = onnx.load_from_string(export_onnx(ExportedGenerator(build(kind, conditional=True)), {})).graph
+    made = {name for node in graph.node for name in node.output} - {"pixels"}
+    assert {value.name for value in graph.value_info} == made
+    assert not [node for node in graph.node if node.op_type == "Reshape" and node.input[0] == "labels"]
+    for value in graph.value_info:
+        assert "batch" in value.type.tensor_type.shape.dim[0].dim_param, value
+        assert not value.metadata_props
+        assert not value.doc_string

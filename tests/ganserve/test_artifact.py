@@ -22,6 +22,7 @@ from ganserve.artifact import (
     ONNX,
     Artifact,
     Golden,
+    check_target,
     entries,
     find_artifact,
     open_artifact,
@@ -166,6 +167,23 @@ def test_what_is_not_an_artifact_is_never_replaced(tmp_path, pristine):
     with pytest.raises(ArtifactError, match="is not an artifact and will not be replaced"):
         write_artifact(tmp_path / "thesis", pristine.manifest, files, replace=True)
     assert (tmp_path / "thesis" / "chapter").exists()
+
+
+def test_where_nothing_can_be_made_is_told_before_the_work(tmp_path, monkeypatch):
+    """A file in the way, a link that leads nowhere and a read-only folder are found without writing anything."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtifactError, match="file is not a directory"):
+        check_target(tmp_path / "file" / "deep" / "digits", replace=True)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match="exists already"):
+        check_target(tmp_path / "link", replace=False)
+    with pytest.raises(ArtifactError, match="is not an artifact"):
+        check_target(tmp_path / "link", replace=True)
+    check_target(tmp_path / "deep" / "digits", replace=False)
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(ArtifactError, match="is read-only here"):
+        check_target(tmp_path / "deep" / "digits", replace=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
 def test_full_disk_leaves_nothing(tmp_path, pristine, monkeypatch):

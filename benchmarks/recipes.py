@@ -1,8 +1,6 @@
 """Recipes for equal CPU time: FID and images/s side by side, the article's recipe as the baseline.
 
-    python -m benchmarks.training [--seconds 60] [--recipes seed,quick,hinge] [--out DIR]
-
-(As a module: run by its path, it would be taken for the package `training`.)
+    python benchmarks/recipes.py [--seconds 60] [--recipes seed,quick,hinge] [--out DIR]
 
 Each recipe trains in this process, one after the other, on one thread. How many steps a recipe can take in its time is
 measured first, and its schedules (learning rate, average) are stretched to that many: a recipe is not cut off in the
