@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from ganserve import atomic, plain
 from ganserve.errors import CheckpointError, ConfigError
+from training import distributed
 from training.config import TrainingConfig, from_dict, to_dict
 from training.data import DatasetFacts
 from training.models import Generator
@@ -183,6 +184,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "machine": platform.machine(),
         "device": device.type,
         "threads": str(torch.get_num_threads()),
+        "processes": str(distributed.size()),
     }
 
 
@@ -216,7 +218,7 @@ def _read(path: Path) -> tuple[CheckpointState, dict[str, bytes]]:
             recent=content.get("recent", []),  # runs from before there was a diagnosis have none
             config=from_dict(content["config"]),
             dataset=_facts(content["dataset"]),
-            environment=content["environment"],
+            environment={"processes": "1"} | content["environment"],  # there was no other way once
             digests={name: entry["sha256"] for name, entry in content["files"].items()},
         )
     except ConfigError as err:

@@ -1,4 +1,8 @@
-"""One update of each player: tensors in, detached tensors out; no printing, no saving, no waiting for the device."""
+"""One update of each player: tensors in, detached tensors out; no printing, no saving, no waiting for the device.
+
+Where several processes train together (`training.distributed`), the images are this one's share of the batch, and so
+are the means that are reported; gradients, and the decision to update, are everybody's.
+"""
 
 from typing import NamedTuple
 
@@ -6,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from training import distributed
 from training.losses import Objective, PairedObjective, between, gradient_penalty, unit_gradient_penalty
 from training.models import Discriminator
 
@@ -160,11 +165,11 @@ def _update(loss: Tensor, optimizer: Optimizer, parameters: list[nn.Parameter]) 
     """
     loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
     grad_norm = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
-    finite = torch.isfinite(loss.detach() + grad_norm)
+    finite = torch.isfinite(distributed.mean(loss.detach()) + grad_norm)
     if optimizer.defaults.get("fused"):
         # The fused kernels look at this flag themselves, on the device: the door that torch.amp's GradScaler uses.
         optimizer.grad_scale = None  # type: ignore[attr-defined]
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
         optimizer.step()
     elif finite:  # on a GPU this waits for it
         optimizer.step()

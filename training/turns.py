@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from training import distributed
 from training.augment import augment
 from training.config import PLAYERS, TrainingConfig
 from training.data import Dataset
@@ -14,7 +15,10 @@ from training.step import DiscriminatorReport, GeneratorReport, discriminator_st
 
 
 class Turns:
-    """Takes the steps of a run. What a step does is a function of its number, the state and the data set alone."""
+    """Takes the steps of a run. What a step does is a function of its number, the state and the data set alone.
+
+    Of several processes each draws for the whole batch, and goes on with its share.
+    """
 
     def __init__(self, config: TrainingConfig, state: TrainingState, dataset: Dataset, device: torch.device) -> None:
         self._config = config
@@ -33,6 +37,8 @@ class Turns:
         self._players = [
             player for player in order for _ in range(config.discriminator_steps if player == "discriminator" else 1)
         ]
+        self._share_generator = distributed.GradientMean(state.generator)
+        self._share_discriminator = distributed.GradientMean(state.discriminator)
 
     def take(self, step: int) -> dict[str, Tensor]:
         """Both players' turns of one step, 1 the first, and the average's; what they report, as float32 scalars."""
@@ -58,7 +64,7 @@ class Turns:
         if state.ema:
             images_seen = step * config.images_per_step
             state.ema.update(state.generator, images_seen=images_seen, batch_images=config.images_per_step)
-        return {
+        reported = {
             "loss_discriminator": d_report.loss,
             "loss_generator": g_report.loss,
             "d_real": d_report.d_real,
@@ -67,6 +73,10 @@ class Turns:
             "grad_norm_discriminator": d_report.grad_norm,
             "grad_norm_generator": g_report.grad_norm,
         }
+        if distributed.size() == 1:
+            return reported
+        means = distributed.mean(torch.stack(list(reported.values())))  # norms are the same everywhere
+        return dict(zip(reported, means.unbind(), strict=True))
 
     def learning_rate(self, step: int) -> float:
         """The generator's rate at a step."""
@@ -90,7 +100,8 @@ class Turns:
         lazy = penalty.every_steps if (update + 1) % penalty.every_steps == 0 else 0
         mix = None
         if penalty.gradient and lazy:
-            mix = torch.rand(config.batch_size, generator=state.rng, device=self._device)
+            mix = distributed.mine(torch.rand(config.batch_size, generator=state.rng, device=self._device))
+        self._share_discriminator()
         with self._autocast():
             return discriminator_step(
                 state.discriminator,
@@ -113,6 +124,7 @@ class Turns:
         self, real_images: Tensor, real_labels: Tensor, fake_images: Tensor, fake_labels: Tensor | None
     ) -> GeneratorReport:
         state = self._state
+        self._share_generator()
         with self._autocast():
             return generator_step(
                 state.generator,
@@ -130,12 +142,17 @@ class Turns:
         images = self._seen(images)
         if not self._config.wrong_label_weight:
             return images, labels, None
-        shift = torch.randint(1, self._num_classes, labels.shape, generator=self._state.rng, device=self._device)
+        whole = (self._config.batch_size,)
+        shift = distributed.mine(
+            torch.randint(1, self._num_classes, whole, generator=self._state.rng, device=self._device)
+        )
         return images, labels, (labels + shift) % self._num_classes
 
     def _fakes(self, real_labels: Tensor) -> tuple[Tensor, Tensor | None]:
         config, state = self._config, self._state
-        latents = torch.randn(config.batch_size, config.generator.latent_dim, generator=state.rng, device=self._device)
+        latents = distributed.mine(
+            torch.randn(config.batch_size, config.generator.latent_dim, generator=state.rng, device=self._device)
+        )
         labels = None
         if config.conditional:
             labels = real_labels if config.pairs_of_one_class else self._batches.draw_labels(state.rng)
