@@ -479,11 +479,13 @@ def evaluate(
             verdict = evaluation.verdict(name, value, real[name])
             table.add_row(name, f"{value:.4g}", f"{real[name]:.4g}", verdict, evaluation.MEANINGS[name])
     per_class = {name: value for name, value in found.items() if name.startswith("fid_class_")}
-    if per_class:
-        worst = max(per_class, key=lambda name: per_class[name])
-        label = judge.facts.class_names[int(worst.removeprefix("fid_class_"))]
-        mark = f"{real[worst]:.4g}" if worst in real else "-"
-        table.add_row("worst class's fid", f"{per_class[worst]:.4g}", mark, f"class {label}", "")
+    worst = max(per_class, key=lambda name: per_class[name], default="")
+    for name, value in per_class.items():
+        label = judge.facts.class_names[int(name.removeprefix("fid_class_"))]
+        mark = f"{real[name]:.4g}" if name in real else "-"
+        verdict = evaluation.verdict("fid", value, real[name]) if name in real else ""
+        meaning = f"fid of class {label} alone" + (", the worst" if name == worst else "")
+        table.add_row(name, f"{value:.4g}", mark, verdict, meaning)
     Console(highlight=False).print(table)
 
 

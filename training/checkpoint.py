@@ -54,6 +54,7 @@ class CheckpointState:
     seconds: float
     metrics: dict[str, float]
     recent: list[list[float]]
+    loss_scales: dict[str, dict[str, float]]
     config: TrainingConfig
     dataset: DatasetFacts
     environment: dict[str, str]
@@ -109,6 +110,7 @@ def save_checkpoint(
         "seconds": state.seconds,
         "metrics": dict(metrics),
         "recent": state.recent,
+        "loss_scales": {player: scaler.state_dict() for player, scaler in state.scalers.items()},
         "config": to_dict(config),
         "dataset": dataclasses.asdict(dataset),
         "environment": environment(state.rng.device),
@@ -169,6 +171,8 @@ def restore_checkpoint(path: Path, state: TrainingState) -> CheckpointState:
         _load_optimizer("generator", state.generator, state.generator_optimizer, tensors)
         _load_optimizer("discriminator", state.discriminator, state.discriminator_optimizer, tensors)
         _load_rng(state.rng, _unpack(path / "rng.safetensors", files["rng.safetensors"]))
+        for player, scaler in state.scalers.items():
+            scaler.load_state_dict(saved.loss_scales[player])
     except (KeyError, RuntimeError, TypeError) as err:
         raise CheckpointError(f"{path} is of another run: {err}") from err
     state.step, state.seconds, state.recent = saved.step, saved.seconds, saved.recent
@@ -216,6 +220,7 @@ def _read(path: Path) -> tuple[CheckpointState, dict[str, bytes]]:
             seconds=content["seconds"],
             metrics=content["metrics"],
             recent=content.get("recent", []),  # runs from before there was a diagnosis have none
+            loss_scales=content.get("loss_scales", {}),  # nor was there float16
             config=from_dict(content["config"]),
             dataset=_facts(content["dataset"]),
             environment={"processes": "1"} | content["environment"],  # there was no other way once

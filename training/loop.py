@@ -85,14 +85,14 @@ def train(
         RunError: the run exists, or not, or belongs to another configuration, or is in use, or cannot be written.
         CheckpointError: none of the checkpoints is intact.
         TrainingDivergedError: a loss, gradient or weight is not finite; the latest checkpoint stays.
-        TrainingError: there is not enough memory.
+        TrainingError: there is not enough memory, or torch.compile cannot compile what it should.
     """
     progress = progress or SilentProgress()
     target = resolve_device(device)
     check_precision(config.precision, target)
     threads = use_available_cpus()
     writes = distributed.rank() == 0
-    with _enough_memory(target), run_dir.writing(run):
+    with _enough_memory(target), _compilable(), run_dir.writing(run):
         dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
         _check_fit(config, dataset)
         with _claimed(run, config, resume=resume) if writes else contextlib.nullcontext():
@@ -275,6 +275,18 @@ def _enough_memory(device: torch.device) -> Iterator[None]:
             f"there is not enough memory on {device}" + (f" for {amount[1]} more" if amount else ""),
             hint="lower batch_size, generator.width or discriminator.width",
         ) from err
+
+
+@contextlib.contextmanager
+def _compilable() -> Iterator[None]:
+    """Names what torch.compile says: its errors are of many private classes."""
+    try:
+        yield
+    except RuntimeError as err:
+        if not type(err).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        why = " ".join(str(err).split("\n\n")[0].split())  # what comes after is for whoever debugs the compiler
+        raise TrainingError(f"torch.compile cannot compile this: {why}", hint="set compile=false") from err
 
 
 @dataclasses.dataclass

@@ -1,5 +1,8 @@
 """One step of a run: the batches, the fakes, and each player's turn, in the order that the configuration says."""
 
+import contextlib
+from typing import Final
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,9 @@ from training.losses import OBJECTIVES
 from training.optimizers import learning_rate, set_learning_rate
 from training.state import TrainingState
 from training.step import DiscriminatorReport, GeneratorReport, discriminator_step, generator_step
+
+COMPILER: Final = "inductor"  # torch.compile's backend; Triton's kernels on a GPU, C++ on the CPU
+_HALVES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Turns:
@@ -37,6 +43,11 @@ class Turns:
         self._players = [
             player for player in order for _ in range(config.discriminator_steps if player == "discriminator" else 1)
         ]
+        self._generator = state.generator
+        if config.compile:
+            self._generator = torch.compile(state.generator, backend=COMPILER, dynamic=False)  # type: ignore[assignment]
+            features = torch.compile(state.discriminator.features, backend=COMPILER, dynamic=False)
+            state.discriminator.features = features  # type: ignore[method-assign]  # what both players' turns call
         self._share_generator = distributed.GradientMean(state.generator)
         self._share_discriminator = distributed.GradientMean(state.discriminator)
 
@@ -102,7 +113,10 @@ class Turns:
         if penalty.gradient and lazy:
             mix = distributed.mine(torch.rand(config.batch_size, generator=state.rng, device=self._device))
         self._share_discriminator()
-        with self._autocast():
+        penalised = lazy and any((penalty.r1, penalty.r2, penalty.gradient))
+        # What torch.compile makes cannot be differentiated twice.
+        stance = torch.compiler.set_stance("force_eager") if penalised and config.compile else contextlib.nullcontext()
+        with stance, self._autocast():
             return discriminator_step(
                 state.discriminator,
                 state.discriminator_optimizer,
@@ -118,6 +132,7 @@ class Turns:
                 gradient_weight=penalty.gradient * lazy,
                 mix=mix,
                 clip=penalty.clip,
+                scaler=state.scalers.get("discriminator"),
             )
 
     def _generate(
@@ -135,6 +150,7 @@ class Turns:
                 fake_labels=fake_labels,
                 real_images=real_images,
                 real_labels=real_labels if self._config.conditional else None,
+                scaler=state.scalers.get("generator"),
             )
 
     def _reals(self, update: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -157,7 +173,7 @@ class Turns:
         if config.conditional:
             labels = real_labels if config.pairs_of_one_class else self._batches.draw_labels(state.rng)
         with self._autocast():
-            images = state.generator(latents, labels)
+            images = self._generator(latents, labels)
         return self._seen(images.float()), labels
 
     def _seen(self, images: Tensor) -> Tensor:
@@ -167,5 +183,5 @@ class Turns:
 
     def _autocast(self) -> torch.autocast:
         """Around each use of the networks, anew: it keeps converted weights, which an update leaves behind."""
-        enabled = self._config.precision == "bfloat16"
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
+        half = _HALVES.get(self._config.precision)
+        return torch.autocast(self._device.type, dtype=half or torch.bfloat16, enabled=half is not None)
