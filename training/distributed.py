@@ -67,7 +67,7 @@ def joined() -> Iterator[None]:
             # Of a convolution of one channel, whose gradient has two equal layouts.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
             yield
-        dist.barrier()  # rank 0 may be writing, and may fail at it
+        largest(0)  # waits for all, and for no GPU: rank 0 may be writing, and may fail at it
     except (Exception, KeyboardInterrupt) as err:
         if not _first_to_fail(store, this):
             raise SystemExit(1) from err
