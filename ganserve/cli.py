@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -148,6 +149,39 @@ def train(
 
     Writes checkpoints, metrics, sample sheets and curves to runs/NAME. Ctrl-C saves a checkpoint first.
     """
+    with _started_together():
+        code = _train(recipe, run, data, overrides, steps, seed, device, resume, dry_run, as_json)
+    if code:
+        raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _started_together() -> Iterator[None]:
+    """Joins the others where torchrun started several processes; otherwise nothing, and no torch is imported for it."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    from training import distributed
+
+    with distributed.joined():
+        if distributed.rank():
+            logging.getLogger().setLevel(logging.ERROR)  # rank 0 warns
+        yield
+
+
+def _train(
+    recipe: str | None,
+    run: str | None,
+    data: Path | None,
+    overrides: list[str] | None,
+    steps: int | None,
+    seed: int | None,
+    device: str,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """What `train` does; the exit code. Of several processes rank 0 names the run, and alone says anything."""
     from training.config import DataConfig, load_recipe, override
 
     changes = list(overrides or [])
@@ -159,13 +193,15 @@ def train(
         config = load_recipe(recipe or "quick", changes)  # before torch is imported: a typo answers at once
 
     with _ctrl_c_ends_at_once():
+        from training import distributed
         from training.loop import train as run_training
         from training.plan import plan
         from training.progress import make_progress
         from training.run_dir import claimed_run, load_config, new_run, resolve_run
 
+    speaks = distributed.rank() == 0
     if resume:
-        path = resolve_run(run, RUNS)
+        path = distributed.first_says(lambda: resolve_run(run, RUNS))
         config = override(load_config(path), changes)
     elif run is not None:
         path = Path(run) if "/" in run else RUNS / run
@@ -178,14 +214,20 @@ def train(
         log = dataclasses.replace(config.log, evaluator=str(Path(config.log.evaluator).resolve()))
         config = dataclasses.replace(config, log=log)
     if dry_run:
-        planned = plan(config, path, device=device, resume=resume)
-        print(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
-        return
-    named = resume or run is not None
-    with contextlib.nullcontext(path) if named else claimed_run(RUNS, config.recipe) as path:
-        if not as_json:
+        planned = distributed.first_says(lambda: plan(config, path, device=device, resume=resume))
+        if speaks:
+            print(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
+        return 0
+    named = resume or run is not None or not speaks
+    with contextlib.nullcontext(path) if named else claimed_run(RUNS, config.recipe) as claimed:
+        path = distributed.first_says(lambda: claimed)
+        if not as_json and speaks:
             print(f"{'resuming' if resume else 'training'} {path} with recipe {config.recipe}", file=sys.stderr)
-        result = run_training(config, path, device=device, resume=resume, progress=make_progress())
+        progress = make_progress() if speaks else None
+        result = run_training(config, path, device=device, resume=resume, progress=progress)
+    exit_code = 0 if result.interrupted_by is None else 128 + result.interrupted_by
+    if not speaks:
+        return exit_code
     name = shlex.quote(run or path.name)
     if as_json:
         print(json.dumps(result.to_dict()))
@@ -195,12 +237,15 @@ def train(
         for episode in result.health:
             when = f"{episode['first_step']:,} to {episode['last_step']:,}"
             print(f"health, steps {when}: {episode['what']}; try {episode['remedy']}")
-    if result.interrupted_by is not None:
-        print(f"interrupted; go on with: ganserve train --run {name} --resume", file=sys.stderr)
-        raise typer.Exit(128 + result.interrupted_by)
+    if exit_code:
+        count = distributed.size()
+        command = "ganserve" if count == 1 else f"torchrun --nproc-per-node={count} -m -- ganserve"
+        print(f"interrupted; go on with: {command} train --run {name} --resume", file=sys.stderr)
+        return exit_code
     if not as_json:
         print(f"look: ganserve report {name}")
         print(f"next: ganserve export {name} --onnx")
+    return 0
 
 
 @app.command(
@@ -434,11 +479,13 @@ def evaluate(
             verdict = evaluation.verdict(name, value, real[name])
             table.add_row(name, f"{value:.4g}", f"{real[name]:.4g}", verdict, evaluation.MEANINGS[name])
     per_class = {name: value for name, value in found.items() if name.startswith("fid_class_")}
-    if per_class:
-        worst = max(per_class, key=lambda name: per_class[name])
-        label = judge.facts.class_names[int(worst.removeprefix("fid_class_"))]
-        mark = f"{real[worst]:.4g}" if worst in real else "-"
-        table.add_row("worst class's fid", f"{per_class[worst]:.4g}", mark, f"class {label}", "")
+    worst = max(per_class, key=lambda name: per_class[name], default="")
+    for name, value in per_class.items():
+        label = judge.facts.class_names[int(name.removeprefix("fid_class_"))]
+        mark = f"{real[name]:.4g}" if name in real else "-"
+        verdict = evaluation.verdict("fid", value, real[name]) if name in real else ""
+        meaning = f"fid of class {label} alone" + (", the worst" if name == worst else "")
+        table.add_row(name, f"{value:.4g}", mark, verdict, meaning)
     Console(highlight=False).print(table)
 
 

@@ -67,6 +67,7 @@ def trained(config: TrainingConfig) -> TrainingState:
             r2_weight=config.penalty.r2,
             gradient_weight=config.penalty.gradient,
             mix=torch.rand(6),
+            clip=config.penalty.clip,
         )
         g_report = generator_step(
             state.generator,
@@ -110,7 +111,12 @@ def test_every_combination_trains(generator: str, discriminator: str, objective:
                 minibatch_deviation=turn % 2 == 0,
             ),
             optimizer=OptimizerConfig(kind=optimizers[turn % len(optimizers)]),
-            penalty=PenaltyConfig(r1=1.0, r2=float(turn % 2), gradient=float(turn % 3 == 0)),
+            penalty=PenaltyConfig(
+                r1=1.0,
+                r2=float(turn % 2),
+                gradient=float(turn % 3 == 0),
+                clip=0.5 if turn % 3 == 1 and d_norm == "none" else 0.0,
+            ),
         )
         fresh = new_state(config, FACTS, torch.device("cpu"))
         state = trained(config)

@@ -7,6 +7,7 @@ place every time, it cannot; and as the fakes go the same way, the generator doe
 import torch
 from torch import Tensor
 
+from training import distributed
 from training.config import AugmentConfig
 
 
@@ -14,7 +15,7 @@ def augment(images: Tensor, config: AugmentConfig, *, value_range: tuple[float, 
     """Each image changed at random; gradients flow back. Draws nothing from `rng` for what is switched off.
 
     Args:
-        images: float32 [N, C, H, W] in `value_range`.
+        images: float32 [N, C, H, W] in `value_range`: this process's share of the batch, if there are several.
         config: how much of what.
         value_range: the range of the images before; brightness and contrast may leave it, as in the paper.
         rng: on the images' device.
@@ -69,9 +70,11 @@ def _cut_out(images: Tensor, share: float, fill: float, rng: torch.Generator) ->
 
 def _signed(images: Tensor, rng: torch.Generator) -> Tensor:
     """Uniform in [-1, 1): float32 [N]."""
-    return 2 * torch.rand(len(images), generator=rng, device=images.device) - 1
+    whole = len(images) * distributed.size()
+    return distributed.mine(2 * torch.rand(whole, generator=rng, device=images.device) - 1)
 
 
 def _integers(first: int, last: int, images: Tensor, rng: torch.Generator) -> Tensor:
     """Uniform among first, ..., last: int64 [N]."""
-    return torch.randint(first, last + 1, (len(images),), generator=rng, device=images.device)
+    whole = (len(images) * distributed.size(),)
+    return distributed.mine(torch.randint(first, last + 1, whole, generator=rng, device=images.device))

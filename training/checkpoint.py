@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from ganserve import atomic, plain
 from ganserve.errors import CheckpointError, ConfigError
+from training import distributed
 from training.config import TrainingConfig, from_dict, to_dict
 from training.data import DatasetFacts
 from training.models import Generator
@@ -53,6 +54,7 @@ class CheckpointState:
     seconds: float
     metrics: dict[str, float]
     recent: list[list[float]]
+    loss_scales: dict[str, dict[str, float]]
     config: TrainingConfig
     dataset: DatasetFacts
     environment: dict[str, str]
@@ -108,6 +110,7 @@ def save_checkpoint(
         "seconds": state.seconds,
         "metrics": dict(metrics),
         "recent": state.recent,
+        "loss_scales": {player: scaler.state_dict() for player, scaler in state.scalers.items()},
         "config": to_dict(config),
         "dataset": dataclasses.asdict(dataset),
         "environment": environment(state.rng.device),
@@ -168,6 +171,8 @@ def restore_checkpoint(path: Path, state: TrainingState) -> CheckpointState:
         _load_optimizer("generator", state.generator, state.generator_optimizer, tensors)
         _load_optimizer("discriminator", state.discriminator, state.discriminator_optimizer, tensors)
         _load_rng(state.rng, _unpack(path / "rng.safetensors", files["rng.safetensors"]))
+        for player, scaler in state.scalers.items():
+            scaler.load_state_dict(saved.loss_scales[player])
     except (KeyError, RuntimeError, TypeError) as err:
         raise CheckpointError(f"{path} is of another run: {err}") from err
     state.step, state.seconds, state.recent = saved.step, saved.seconds, saved.recent
@@ -183,6 +188,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "machine": platform.machine(),
         "device": device.type,
         "threads": str(torch.get_num_threads()),
+        "processes": str(distributed.size()),
     }
 
 
@@ -214,9 +220,10 @@ def _read(path: Path) -> tuple[CheckpointState, dict[str, bytes]]:
             seconds=content["seconds"],
             metrics=content["metrics"],
             recent=content.get("recent", []),  # runs from before there was a diagnosis have none
+            loss_scales=content.get("loss_scales", {}),  # nor was there float16
             config=from_dict(content["config"]),
             dataset=_facts(content["dataset"]),
-            environment=content["environment"],
+            environment={"processes": "1"} | content["environment"],  # there was no other way once
             digests={name: entry["sha256"] for name, entry in content["files"].items()},
         )
     except ConfigError as err:

@@ -23,7 +23,7 @@ ACTIVATIONS: Final = ("leaky_relu", "prelu", "relu", "silu")
 VALUE_RANGES: Final = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 NORMS: Final = ("batch", "none")
 DISCRIMINATOR_NORMS: Final = ("none", "spectral")
-PRECISIONS: Final = ("bfloat16", "float32")
+PRECISIONS: Final = ("bfloat16", "float16", "float32")
 PLAYERS: Final = ("discriminator", "generator")
 SEED_MAX: Final = 2**63 - 1  # what both TOML and torch hold
 EVALUATE_IMAGES_MIN: Final = 256  # `training.evaluate.MIN_IMAGES`, which a test holds equal
@@ -264,8 +264,10 @@ class TrainingConfig:
         discriminator_steps: updates of the discriminator for each of the generator's, each on a batch of its own.
         batch_size: real images, and as many fakes, in an update.
         seed: of the weights, the data order, the latents and the sheets.
-        precision: of the networks' products: float32, or bfloat16 where torch's autocast finds it safe; weights, losses
-            and averages are float32 always. float16 would need its losses scaled, and bfloat16 has no such need.
+        precision: of the networks' products: float32, or bfloat16 or float16 where torch's autocast finds it safe;
+            weights, losses and averages are float32 always. With float16, which has a small range, losses are scaled
+            before they are back-propagated, by what the gradients bear; bfloat16 has no such need.
+        compile: torch.compile makes the networks' passes into kernels of their own. It takes a while, and a compiler.
         first_player: who is updated first in a step.
         reuse_fakes: both players learn from the same fakes in a step; otherwise the second one gets fresh ones.
     """
@@ -279,6 +281,7 @@ class TrainingConfig:
     batch_size: int = 32
     seed: int = 0
     precision: str = "float32"
+    compile: bool = False
     first_player: str = "discriminator"
     reuse_fakes: bool = True
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -4,20 +4,25 @@ import torch
 
 from ganserve import cpu
 from ganserve.errors import ConfigError
+from training import distributed
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where torch can use it, and the CPU elsewhere.
+    """`auto` is CUDA where torch can use it, and the CPU elsewhere; of several processes each gets a GPU of its own.
 
     Raises:
-        ConfigError: not auto, cpu or cuda; or CUDA is asked for and torch has none.
+        ConfigError: not auto, cpu or cuda; or CUDA is asked for and torch has none, or not enough.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         built = "torch sees no GPU" if torch.version.cuda else "this torch is built for the CPU only"
         raise ConfigError(f"device cuda was requested, but {built}", hint="use --device auto")
-    return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if distributed.size() > 1:
+        distributed.choose_gpu()
+    return torch.device("cuda")
 
 
 def check_precision(precision: str, device: torch.device) -> None:

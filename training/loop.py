@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ganserve.errors import ConfigError, RunError, TrainingError
-from training import run_dir
+from training import distributed, run_dir
 from training.checkpoint import environment, restore_checkpoint, verify_checkpoint
 from training.config import TrainingConfig, differences
 from training.data import Dataset, load_dataset
@@ -69,6 +69,8 @@ def train(
 ) -> TrainingResult:
     """Trains until `config.steps`, or until SIGINT or SIGTERM; then there is a checkpoint of where it ended.
 
+    Inside `training.distributed.joined`, the processes train together: all call this, and rank 0 writes.
+
     Args:
         config: the run's. A resumed run takes other `steps` and other `log` settings; anything else must be as it was.
         run: the run's directory, made if needed.
@@ -83,34 +85,43 @@ def train(
         RunError: the run exists, or not, or belongs to another configuration, or is in use, or cannot be written.
         CheckpointError: none of the checkpoints is intact.
         TrainingDivergedError: a loss, gradient or weight is not finite; the latest checkpoint stays.
-        TrainingError: there is not enough memory.
+        TrainingError: there is not enough memory, or torch.compile cannot compile what it should.
     """
     progress = progress or SilentProgress()
     target = resolve_device(device)
     check_precision(config.precision, target)
     threads = use_available_cpus()
-    with _enough_memory(target), run_dir.writing(run):
+    writes = distributed.rank() == 0
+    with _enough_memory(target), _compilable(), run_dir.writing(run):
         dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
         _check_fit(config, dataset)
-        _check_run(run, config, resume=resume)
-        (run / "sheets").mkdir(parents=True, exist_ok=True)
-        with run_dir.locked(run):
-            _check_run(run, config, resume=resume)  # again: another process may have been here before the lock
-            run_dir.remove_leftovers(run)
-            if config.log.tensorboard:
-                check_installed()  # before anything is written
-            judge = Judge(config, dataset, target) if config.log.evaluate_images else None
+        with _claimed(run, config, resume=resume) if writes else contextlib.nullcontext():
+            judge = Judge(config, dataset, target) if config.log.evaluate_images and writes else None
             state = new_state(config, dataset.facts, target)
             finished = _resume(run, state, config, dataset) if resume else None
             if finished is not None:
                 return finished
-            run_dir.write_config(run, config)
+            if writes:
+                run_dir.write_config(run, config)
             logger.info("training run=%s device=%s threads=%d step=%d", run, target, threads, state.step)
             try:
                 progress.started(run=run, step=state.step, steps=config.steps)
                 return _loop(config, run, state, dataset, target, progress, judge)
             finally:
                 progress.finished()
+
+
+@contextlib.contextmanager
+def _claimed(run: Path, config: TrainingConfig, *, resume: bool) -> Iterator[None]:
+    """The run's directory is there, fits, and is written by this process alone."""
+    _check_run(run, config, resume=resume)
+    (run / "sheets").mkdir(parents=True, exist_ok=True)
+    with run_dir.locked(run):
+        _check_run(run, config, resume=resume)  # again: another process may have been here before the lock
+        run_dir.remove_leftovers(run)
+        if config.log.tensorboard:
+            check_installed()  # before anything is written
+        yield
 
 
 def check_start(config: TrainingConfig, run: Path, dataset: Dataset, *, resume: bool) -> None:
@@ -128,7 +139,8 @@ def check_start(config: TrainingConfig, run: Path, dataset: Dataset, *, resume: 
 
 
 def _check_fit(config: TrainingConfig, dataset: Dataset) -> None:
-    """A configuration must not ask for what the data set does not have."""
+    """A configuration must not ask for what the data set does not have, nor for a batch that cannot be shared."""
+    distributed.check_batch(config.batch_size)
     if config.wrong_label_weight and dataset.num_classes < 2:
         raise ConfigError(
             f"wrong_label_weight is {config.wrong_label_weight}, but {dataset.name} has one class only",
@@ -146,28 +158,31 @@ def _loop(
     judge: Judge | None,
 ) -> TrainingResult:
     turns = Turns(config, state, dataset, device)
-    record = Record(config, run, state, dataset, device, progress, judge)
+    writes = distributed.rank() == 0
+    record = Record(config, run, state, dataset, device, progress, judge) if writes else None
     first_step, seconds_before, started = state.step + 1, state.seconds, time.monotonic()
-    with contextlib.closing(record), _signals() as received:
+    with contextlib.closing(record) if record else contextlib.nullcontext(), _signals() as received:
         for step in range(first_step, config.steps + 1):
             quantities = turns.take(step)
             state.step = step
             progress.stepped(step)
-            last = step == config.steps or received.number is not None
-            record.stepped(quantities, last=last)
+            interrupted_by = distributed.largest(received.number or 0) or None  # all of them end at one step
+            last = step == config.steps or interrupted_by is not None
+            if record:
+                record.stepped(quantities, last=last)
             if last:
                 break
     seconds = time.monotonic() - started
     return TrainingResult(
         run=run,
-        checkpoint=record.checkpoint,
+        checkpoint=run_dir.checkpoint_path(run, state.step),
         steps=state.step,
         images_seen=state.step * config.images_per_step,
         seconds=round(seconds_before + seconds, 3),
         images_per_s=round((state.step - first_step + 1) * config.images_per_step / seconds, 1),
-        metrics=record.point,
-        health=episodes(run_dir.read_metrics(run)),
-        interrupted_by=received.number if state.step < config.steps else None,
+        metrics=record.point if record else {},
+        health=episodes(run_dir.read_metrics(run)) if record else [],
+        interrupted_by=interrupted_by if state.step < config.steps else None,
     )
 
 
@@ -195,10 +210,12 @@ def _check_run(run: Path, config: TrainingConfig, *, resume: bool) -> None:
 
 def _resume(run: Path, state: TrainingState, config: TrainingConfig, dataset: Dataset) -> TrainingResult | None:
     """Brings `state` to the latest intact checkpoint; a result if there is nothing left to do."""
-    found = _checkpoint_to_resume(run, dataset)
+    writes = distributed.rank() == 0
+    found = distributed.first_says(lambda: _checkpoint_to_resume(run, dataset))
     if found is None:
         logger.warning("run %s has no checkpoint yet: starting at step 0", run)
-        run_dir.cut_metrics(run, 0)
+        if writes:
+            run_dir.cut_metrics(run, 0)
         return None
     checkpoint, why = found
     saved = restore_checkpoint(checkpoint, state)
@@ -222,8 +239,9 @@ def _resume(run: Path, state: TrainingState, config: TrainingConfig, dataset: Da
             metrics=saved.metrics,
             health=episodes(run_dir.read_metrics(run)),
         )
-    run_dir.cut_metrics(run, state.step)
-    run_dir.remove_later_checkpoints(run, state.step)
+    if writes:
+        run_dir.cut_metrics(run, state.step)
+        run_dir.remove_later_checkpoints(run, state.step)
     return None
 
 
@@ -259,6 +277,18 @@ def _enough_memory(device: torch.device) -> Iterator[None]:
         ) from err
 
 
+@contextlib.contextmanager
+def _compilable() -> Iterator[None]:
+    """Names what torch.compile says: its errors are of many private classes."""
+    try:
+        yield
+    except RuntimeError as err:
+        if not type(err).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        why = " ".join(str(err).split("\n\n")[0].split())  # what comes after is for whoever debugs the compiler
+        raise TrainingError(f"torch.compile cannot compile this: {why}", hint="set compile=false") from err
+
+
 @dataclasses.dataclass
 class _Received:
     number: int | None = None
@@ -266,7 +296,10 @@ class _Received:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[_Received]:
-    """Notes the first SIGINT or SIGTERM instead of dying of it; the second does what it always did."""
+    """Notes the first SIGINT or SIGTERM instead of dying of it; the second does what it always did.
+
+    Of several processes none dies of the second either: their launcher passes on what it gets, and kills in the end.
+    """
     received = _Received()
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python delivers signals to the main thread only
@@ -275,6 +308,8 @@ def _signals() -> Iterator[_Received]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.number = number
+        if distributed.size() > 1:
+            return
         for one, handler in before.items():
             signal.signal(one, handler or signal.SIG_DFL)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from training import distributed
 from training.config import TrainingConfig, to_dict
 from training.data import DatasetFacts, load_dataset
 from training.device import check_precision, resolve_device, use_available_cpus
@@ -25,6 +26,7 @@ class TrainingPlan:
     run: Path
     device: str
     threads: int
+    processes: int
     generator_parameters: int
     discriminator_parameters: int
 
@@ -52,7 +54,8 @@ class TrainingPlan:
             f"generator      {config.generator.kind}, {self.generator_parameters:,} parameters",
             f"discriminator  {config.discriminator.kind}, {self.discriminator_parameters:,} parameters",
             f"length         {config.steps:,} steps of {config.images_per_step} images: {self.epochs:.2f} epochs",
-            f"device         {self.device}, {self.threads} threads",
+            f"device         {self.device}, {self.threads} threads"
+            + (f" in each of {self.processes} processes" if self.processes > 1 else ""),
         ]
         return "\n".join([*(f"# {printable(fact)}" for fact in facts), "", *_toml(to_dict(config))])
 
@@ -80,6 +83,7 @@ def plan(config: TrainingConfig, run: Path, *, device: str = "auto", resume: boo
         run=run,
         device=target.type,
         threads=use_available_cpus(),
+        processes=distributed.size(),
         generator_parameters=_parameters(generator),
         discriminator_parameters=_parameters(discriminator),
     )

@@ -4,9 +4,10 @@ import dataclasses
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from training.config import TrainingConfig
+from training.config import PLAYERS, TrainingConfig
 from training.data import DatasetFacts
 from training.ema import Ema
 from training.models import DISCRIMINATORS, GENERATORS, Discriminator, Generator
@@ -15,7 +16,11 @@ from training.optimizers import OPTIMIZERS
 
 @dataclasses.dataclass(kw_only=True)
 class TrainingState:
-    """The two players, their optimizers, the average, the source of latents and labels, and the clock."""
+    """The two players, their optimizers, the average, the source of latents and labels, and the clock.
+
+    Attributes:
+        scalers: of each player's loss, by the player's name; none but with float16.
+    """
 
     generator: Generator
     discriminator: Discriminator
@@ -23,6 +28,7 @@ class TrainingState:
     discriminator_optimizer: Optimizer
     ema: Ema | None
     rng: torch.Generator
+    scalers: dict[str, GradScaler] = dataclasses.field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0
     recent: list[list[float]] = dataclasses.field(default_factory=list)  # `training.health.Watch.recent`
@@ -55,6 +61,7 @@ def new_state(config: TrainingConfig, facts: DatasetFacts, device: torch.device)
         discriminator_optimizer=optimizer(config.optimizer, discriminator.parameters()),
         ema=Ema(generator, config.ema) if config.ema.half_life_images else None,
         rng=torch.Generator(device).manual_seed(config.seed),
+        scalers={player: GradScaler(device.type) for player in PLAYERS} if config.precision == "float16" else {},
     )
 
 

@@ -1,11 +1,17 @@
-"""One update of each player: tensors in, detached tensors out; no printing, no saving, no waiting for the device."""
+"""One update of each player: tensors in, detached tensors out; no printing, no saving, no waiting for the device.
+
+Where several processes train together (`training.distributed`), the images are this one's share of the batch, and so
+are the means that are reported; gradients, and the decision to update, are everybody's.
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from training import distributed
 from training.losses import Objective, PairedObjective, between, gradient_penalty, unit_gradient_penalty
 from training.models import Discriminator
 
@@ -47,6 +53,7 @@ def discriminator_step(
     gradient_weight: float = 0.0,
     mix: Tensor | None = None,
     clip: float = 0.0,
+    scaler: GradScaler | None = None,
 ) -> DiscriminatorReport:
     """Updates the discriminator once, unless its loss or gradient is not finite.
 
@@ -71,6 +78,7 @@ def discriminator_step(
         gradient_weight: 0 leaves the penalty out; with it, the two images of a pair are of one class.
         mix: float32 [N] in [0, 1], where each pair's gradient is taken; needed with `gradient_weight`.
         clip: afterwards every weight is in [-clip, clip]; 0 leaves them as they are.
+        scaler: of the loss, where gradients are float16.
     """
     optimizer.zero_grad(set_to_none=True)
     fake_images = fake_images.detach()
@@ -95,7 +103,7 @@ def discriminator_step(
         assert mix is not None, "the gradient penalty needs a place to be taken at"
         points = between(real_images.detach(), fake_images.detach(), mix).requires_grad_()
         total = total + gradient_weight * unit_gradient_penalty(points, discriminator(points, real_labels)).mean()
-    grad_norm = _update(total, optimizer, list(discriminator.parameters()))
+    grad_norm = _update(total, optimizer, list(discriminator.parameters()), scaler)
     if clip:
         clip_weights(discriminator, clip)
     with torch.no_grad():
@@ -118,6 +126,7 @@ def generator_step(
     fake_labels: Tensor | None,
     real_images: Tensor | None = None,
     real_labels: Tensor | None = None,
+    scaler: GradScaler | None = None,
 ) -> GeneratorReport:
     """Updates the generator once, unless its loss or gradient is not finite; the discriminator's weights stay.
 
@@ -132,6 +141,7 @@ def generator_step(
         fake_labels: int64 [N], None if unconditional.
         real_images: float32 [N, C, H, W]; needed with a paired objective, and looked at with no other.
         real_labels: int64 [N], None if unconditional.
+        scaler: of the loss, where gradients are float16.
     """
     optimizer.zero_grad(set_to_none=True)
     if objective.paired:
@@ -141,7 +151,7 @@ def generator_step(
         loss = objective.generator_loss(discriminator.logits(fake_features, fake_labels), real_logits)
     else:
         loss = objective.generator_loss(discriminator(fake_images, fake_labels), None)
-    grad_norm = _update(loss, optimizer, list(generator.parameters()))
+    grad_norm = _update(loss, optimizer, list(generator.parameters()), scaler)
     return GeneratorReport(loss=loss.detach(), grad_norm=grad_norm)
 
 
@@ -152,19 +162,26 @@ def clip_weights(discriminator: nn.Module, limit: float) -> None:
         parameter.clamp_(-limit, limit)
 
 
-def _update(loss: Tensor, optimizer: Optimizer, parameters: list[nn.Parameter]) -> Tensor:
+def _update(loss: Tensor, optimizer: Optimizer, parameters: list[nn.Parameter], scaler: GradScaler | None) -> Tensor:
     """Back-propagates into `parameters` alone, and updates them if the loss and the gradient are finite.
 
     Returns:
-        The gradient's norm, float32 scalar.
+        The gradient's norm, float32 scalar; 0 where a scaled one was beyond float16, which the next one is not to be.
     """
+    if scaler is not None:
+        scaler.scale(loss).backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        scaler.unscale_(optimizer)
+        grad_norm = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+        scaler.step(optimizer)
+        scaler.update()
+        return torch.where(grad_norm.isfinite(), grad_norm, 0.0)
     loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
     grad_norm = nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
-    finite = torch.isfinite(loss.detach() + grad_norm)
+    finite = torch.isfinite(distributed.mean(loss.detach()) + grad_norm)
     if optimizer.defaults.get("fused"):
         # The fused kernels look at this flag themselves, on the device: the door that torch.amp's GradScaler uses.
         optimizer.grad_scale = None  # type: ignore[attr-defined]
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
         optimizer.step()
     elif finite:  # on a GPU this waits for it
         optimizer.step()

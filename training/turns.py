@@ -1,8 +1,12 @@
 """One step of a run: the batches, the fakes, and each player's turn, in the order that the configuration says."""
 
+import contextlib
+from typing import Final
+
 import torch
 from torch import Tensor
 
+from training import distributed
 from training.augment import augment
 from training.config import PLAYERS, TrainingConfig
 from training.data import Dataset
@@ -12,9 +16,15 @@ from training.optimizers import learning_rate, set_learning_rate
 from training.state import TrainingState
 from training.step import DiscriminatorReport, GeneratorReport, discriminator_step, generator_step
 
+COMPILER: Final = "inductor"  # torch.compile's backend; Triton's kernels on a GPU, C++ on the CPU
+_HALVES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class Turns:
-    """Takes the steps of a run. What a step does is a function of its number, the state and the data set alone."""
+    """Takes the steps of a run. What a step does is a function of its number, the state and the data set alone.
+
+    Of several processes each draws for the whole batch, and goes on with its share.
+    """
 
     def __init__(self, config: TrainingConfig, state: TrainingState, dataset: Dataset, device: torch.device) -> None:
         self._config = config
@@ -33,6 +43,13 @@ class Turns:
         self._players = [
             player for player in order for _ in range(config.discriminator_steps if player == "discriminator" else 1)
         ]
+        self._generator = state.generator
+        if config.compile:
+            self._generator = torch.compile(state.generator, backend=COMPILER, dynamic=False)  # type: ignore[assignment]
+            features = torch.compile(state.discriminator.features, backend=COMPILER, dynamic=False)
+            state.discriminator.features = features  # type: ignore[method-assign]  # what both players' turns call
+        self._share_generator = distributed.GradientMean(state.generator)
+        self._share_discriminator = distributed.GradientMean(state.discriminator)
 
     def take(self, step: int) -> dict[str, Tensor]:
         """Both players' turns of one step, 1 the first, and the average's; what they report, as float32 scalars."""
@@ -58,7 +75,7 @@ class Turns:
         if state.ema:
             images_seen = step * config.images_per_step
             state.ema.update(state.generator, images_seen=images_seen, batch_images=config.images_per_step)
-        return {
+        reported = {
             "loss_discriminator": d_report.loss,
             "loss_generator": g_report.loss,
             "d_real": d_report.d_real,
@@ -67,6 +84,10 @@ class Turns:
             "grad_norm_discriminator": d_report.grad_norm,
             "grad_norm_generator": g_report.grad_norm,
         }
+        if distributed.size() == 1:
+            return reported
+        means = distributed.mean(torch.stack(list(reported.values())))  # norms are the same everywhere
+        return dict(zip(reported, means.unbind(), strict=True))
 
     def learning_rate(self, step: int) -> float:
         """The generator's rate at a step."""
@@ -90,8 +111,12 @@ class Turns:
         lazy = penalty.every_steps if (update + 1) % penalty.every_steps == 0 else 0
         mix = None
         if penalty.gradient and lazy:
-            mix = torch.rand(config.batch_size, generator=state.rng, device=self._device)
-        with self._autocast():
+            mix = distributed.mine(torch.rand(config.batch_size, generator=state.rng, device=self._device))
+        self._share_discriminator()
+        penalised = lazy and any((penalty.r1, penalty.r2, penalty.gradient))
+        # What torch.compile makes cannot be differentiated twice.
+        stance = torch.compiler.set_stance("force_eager") if penalised and config.compile else contextlib.nullcontext()
+        with stance, self._autocast():
             return discriminator_step(
                 state.discriminator,
                 state.discriminator_optimizer,
@@ -107,12 +132,14 @@ class Turns:
                 gradient_weight=penalty.gradient * lazy,
                 mix=mix,
                 clip=penalty.clip,
+                scaler=state.scalers.get("discriminator"),
             )
 
     def _generate(
         self, real_images: Tensor, real_labels: Tensor, fake_images: Tensor, fake_labels: Tensor | None
     ) -> GeneratorReport:
         state = self._state
+        self._share_generator()
         with self._autocast():
             return generator_step(
                 state.generator,
@@ -123,6 +150,7 @@ class Turns:
                 fake_labels=fake_labels,
                 real_images=real_images,
                 real_labels=real_labels if self._config.conditional else None,
+                scaler=state.scalers.get("generator"),
             )
 
     def _reals(self, update: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -130,17 +158,22 @@ class Turns:
         images = self._seen(images)
         if not self._config.wrong_label_weight:
             return images, labels, None
-        shift = torch.randint(1, self._num_classes, labels.shape, generator=self._state.rng, device=self._device)
+        whole = (self._config.batch_size,)
+        shift = distributed.mine(
+            torch.randint(1, self._num_classes, whole, generator=self._state.rng, device=self._device)
+        )
         return images, labels, (labels + shift) % self._num_classes
 
     def _fakes(self, real_labels: Tensor) -> tuple[Tensor, Tensor | None]:
         config, state = self._config, self._state
-        latents = torch.randn(config.batch_size, config.generator.latent_dim, generator=state.rng, device=self._device)
+        latents = distributed.mine(
+            torch.randn(config.batch_size, config.generator.latent_dim, generator=state.rng, device=self._device)
+        )
         labels = None
         if config.conditional:
             labels = real_labels if config.pairs_of_one_class else self._batches.draw_labels(state.rng)
         with self._autocast():
-            images = state.generator(latents, labels)
+            images = self._generator(latents, labels)
         return self._seen(images.float()), labels
 
     def _seen(self, images: Tensor) -> Tensor:
@@ -150,5 +183,5 @@ class Turns:
 
     def _autocast(self) -> torch.autocast:
         """Around each use of the networks, anew: it keeps converted weights, which an update leaves behind."""
-        enabled = self._config.precision == "bfloat16"
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
+        half = _HALVES.get(self._config.precision)
+        return torch.autocast(self._device.type, dtype=half or torch.bfloat16, enabled=half is not None)

@@ -216,3 +216,19 @@ def test_a_paired_step_computes_its_formula(state: TrainingState) -> None:
     )
     over_wrong = twin(real, LABELS) - twin(real, wrong)
     torch.testing.assert_close(report.loss, (softplus(-lead).mean() + 0.3 * softplus(-over_wrong).mean()).detach())
+
+
+def test_a_scale_beyond_float16_is_halved_and_changes_nothing(state: TrainingState) -> None:
+    """Gradients that overflow make no update and are no divergence; otherwise the update is that without a scale."""
+    twin = copy.deepcopy(state)
+    before = copy.deepcopy(state.discriminator.state_dict())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1)
+    report = update_discriminator(state, scaler=scaler, real_images=1e6 * torch.rand(6, 1, 8, 8))
+    assert (float(report.grad_norm), scaler.get_scale()) == (0.0, 2.0**126)
+    for name, tensor in state.discriminator.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaled, plain = update_discriminator(state, scaler=scaler), update_discriminator(twin)
+    assert float(scaled.grad_norm) == pytest.approx(float(plain.grad_norm))
+    for name, tensor in state.discriminator.state_dict().items():
+        torch.testing.assert_close(tensor, twin.discriminator.state_dict()[name])

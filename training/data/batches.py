@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training import distributed
 from training.data import Dataset
 
 _STREAM = int.from_bytes(b"batches", "little")  # keeps this use of the seed apart from every other
@@ -40,7 +41,8 @@ def batch_indices(seed: int, step: int, batch_size: int, images: int) -> Tensor:
 class Batches:
     """A data set on a device, as uint8, and its batches as the networks see them.
 
-    On two cores there is nothing for worker processes to do: indexing 32 digits takes a few microseconds.
+    On two cores there is nothing for worker processes to do: indexing 32 digits takes a few microseconds. Where several
+    processes train together, each gets its share of the batch.
     """
 
     def __init__(
@@ -54,13 +56,15 @@ class Batches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Step 0 is the first. images float32 [N, 1, H, W] in `value_range`, labels int64 [N]."""
-        indices = batch_indices(self.seed, step, self.batch_size, len(self.labels)).to(self.labels.device)
+        whole = batch_indices(self.seed, step, self.batch_size, len(self.labels))
+        indices = distributed.mine(whole).to(self.labels.device)
         return images_from_pixels(self.pixels[indices], self.value_range), self.labels[indices]
 
     def draw_labels(self, generator: torch.Generator) -> Tensor:
         """Labels for a batch of fakes, as frequent as in the data: int64 [N]."""
         device = self.labels.device
-        return self.labels[torch.randint(len(self.labels), (self.batch_size,), generator=generator, device=device)]
+        whole = torch.randint(len(self.labels), (self.batch_size,), generator=generator, device=device)
+        return self.labels[distributed.mine(whole)]
 
 
 def images_from_pixels(pixels: Tensor, value_range: tuple[float, float]) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
+from training import distributed
+
 ImageShape = tuple[int, int, int]  # channels, height, width
 Size = tuple[int, int]  # height, width
 
@@ -83,6 +85,46 @@ class Discriminator(nn.Module, abc.ABC):
         return self.logits(self.features(images), labels)
 
 
+class _WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation whose statistics are of the whole batch, however many processes have a share of it.
+
+    torch's own SyncBatchNorm is for GPUs only.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """float32 [N, C] or [N, C, H, W] -> the same shape."""
+        if not self.training or distributed.size() == 1:
+            return super().forward(hidden)
+        assert self.running_mean is not None, "statistics are always kept"
+        assert self.running_var is not None, "statistics are always kept"
+        assert self.num_batches_tracked is not None, "statistics are always kept"
+        others = [0, *range(2, hidden.dim())]
+        cells = (-1, *(1,) * (hidden.dim() - 2))
+        # Around the running mean, which is near the batch's: a difference of two large squares would cost digits.
+        shifted = hidden.float() - self.running_mean.view(cells)
+        moments = torch.stack([shifted.mean(others), shifted.square().mean(others)])
+        average, square = distributed.mean(moments).unbind()  # one exchange for both: it takes longer than the sums
+        variance = (square - average.square()).clamp(min=0.0)
+        normal = (shifted - average.view(cells)) * (variance + self.eps).rsqrt().view(cells)
+        with torch.no_grad():
+            count = distributed.size() * hidden.numel() / hidden.shape[1]
+            momentum = 0.1 if self.momentum is None else self.momentum
+            self.running_mean.add_(average, alpha=momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+            self.num_batches_tracked += 1
+        if self.affine:
+            normal = torch.addcmul(self.bias.view(cells), normal, self.weight.view(cells))
+        return normal.to(hidden.dtype)
+
+
+class _BatchNorm1d(_WholeBatchNorm, nn.BatchNorm1d):
+    """Of [N, C]."""
+
+
+class _BatchNorm2d(_WholeBatchNorm, nn.BatchNorm2d):
+    """Of [N, C, H, W]."""
+
+
 class ConditionalBatchNorm(nn.Module):
     """Batch normalisation whose scale and shift are looked up by the label (de Vries et al. 2017)."""
 
@@ -117,7 +159,7 @@ class Norm(nn.Module):
         self.layer: nn.Module | None = None
         self.conditional = num_classes is not None
         if kind == "batch":
-            batch_norm = nn.BatchNorm2d if spatial else nn.BatchNorm1d
+            batch_norm = _BatchNorm2d if spatial else _BatchNorm1d
             normalize = batch_norm(channels, affine=num_classes is None)
             self.layer = normalize if num_classes is None else ConditionalBatchNorm(normalize, num_classes)
 
@@ -132,14 +174,20 @@ class MinibatchDeviation(nn.Module):
     """Adds one channel (or unit): the standard deviation over the batch, averaged over everything else.
 
     A discriminator of single images cannot tell that all of them are the same; with this one it can (Karras et al.
-    2018). The group is the whole batch.
+    2018). The group is the whole batch, however many processes have a share of it.
     """
 
     def forward(self, hidden: Tensor, batches: int) -> Tensor:
         """[N, C] or [N, C, H, W] of `batches` batches behind each other -> one C more; each sees its own deviation."""
         groups = hidden.reshape(batches, -1, *hidden.shape[1:])
+        values = groups.float()
+        if distributed.size() == 1:
+            variance = values.var(dim=1, correction=0)
+        else:
+            average = distributed.mean(values.mean(dim=1, keepdim=True))
+            variance = distributed.mean((values - average).square().mean(dim=1))
         # The square root has no gradient at zero, where a collapsed generator is: hence the small number.
-        deviation = (groups.float().var(dim=1, correction=0) + 1e-8).sqrt().flatten(1).mean(dim=1)
+        deviation = (variance + 1e-8).sqrt().flatten(1).mean(dim=1)
         one_each = deviation.repeat_interleave(groups.shape[1]).view(-1, *(1,) * (hidden.dim() - 1))
         return torch.cat([hidden, one_each.expand(-1, 1, *hidden.shape[2:])], dim=1)
 
