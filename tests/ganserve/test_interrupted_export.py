@@ -1,6 +1,5 @@
 """Exports end in `write_artifact`. However it ends, an artifact is whole, or it is not there."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -11,18 +10,11 @@ import pytest
 
 from ganserve import atomic
 from ganserve.artifact import PRETRAINED, open_artifact, write_artifact
+from tests.forked import processes
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 
 NAMES = ("old", "new")
-
-
-@pytest.fixture
-def processes() -> Any:
-    """Processes that start in milliseconds, forked from one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ganserve.artifact", "ganserve.engine"])
-    return context
 
 
 def write(out: Path, name: str) -> None:
@@ -59,14 +51,14 @@ def write_often(out: Path, name: str, times: int) -> None:
         write(out, name)
 
 
-def test_an_export_killed_at_any_moment_leaves_the_old_artifact_or_the_new_one(tmp_path: Path, processes: Any) -> None:
+def test_an_export_killed_at_any_moment_leaves_the_old_artifact_or_the_new_one(tmp_path: Path) -> None:
     """Before each thing that it asks of the disk; the next export removes what the dead one left."""
     out = tmp_path / "artifact"
     found: list[str] = []
     for moment in range(1, 1000):
         write(out, "old")
         assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
-        process = processes.Process(target=die_at, args=(moment, out))
+        process = processes().Process(target=die_at, args=(moment, out))
         process.start()
         process.join()
         artifact = open_artifact(out)
@@ -80,11 +72,11 @@ def test_an_export_killed_at_any_moment_leaves_the_old_artifact_or_the_new_one(t
     assert set(found[:-1]) == set(NAMES)
 
 
-def test_an_export_killed_where_nothing_was_leaves_nothing_or_all(tmp_path: Path, processes: Any) -> None:
+def test_an_export_killed_where_nothing_was_leaves_nothing_or_all(tmp_path: Path) -> None:
     """A first export has no old artifact to leave."""
     for moment in range(1, 1000):
         out = tmp_path / str(moment) / "artifact"
-        process = processes.Process(target=die_at, args=(moment, out))
+        process = processes().Process(target=die_at, args=(moment, out))
         process.start()
         process.join()
         if out.exists():
@@ -94,11 +86,11 @@ def test_an_export_killed_where_nothing_was_leaves_nothing_or_all(tmp_path: Path
             break
 
 
-def test_two_exports_at_once_do_not_mix(tmp_path: Path, processes: Any) -> None:
+def test_two_exports_at_once_do_not_mix(tmp_path: Path) -> None:
     """Both succeed, whoever is last has the place, what is there is whole all the time, and nothing else is left."""
     out = tmp_path / "artifact"
     write(out, "old")
-    writers = [processes.Process(target=write_often, args=(out, name, 25)) for name in NAMES]
+    writers = [processes().Process(target=write_often, args=(out, name, 25)) for name in NAMES]
     for writer in writers:
         writer.start()
     seen = set()

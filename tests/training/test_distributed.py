@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from ganserve.errors import ConfigError
+from tests.forked import processes
 from tests.training.together import command_member, jobs_member, run_jobs
 from training import distributed, run_dir
 from training.checkpoint import verify_checkpoint
@@ -53,11 +53,11 @@ KINDS = {
 
 def both(target: Callable[..., None], log: Path, given: Callable[[int], tuple[Any, ...]]) -> tuple[list[Any], str]:
     """Exit codes of two processes that do `target`, of what `given` says for each, and all that both of them said."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["training.loop", "tests.training.together"])
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logs = [log / f"log-{rank}" for rank in range(2)]
-    started = [context.Process(target=target, args=(rank, store.port, logs[rank], *given(rank))) for rank in range(2)]
+    started = [
+        processes().Process(target=target, args=(rank, store.port, logs[rank], *given(rank))) for rank in range(2)
+    ]
     for process in started:
         process.start()
     for process in started:

@@ -2,7 +2,7 @@
 
 import errno
 import io
-import multiprocessing
+import itertools
 import os
 import random
 import signal
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ganserve import atomic
 from ganserve.errors import RunError
+from tests.forked import processes
 from training import pictures, run_dir
 from training.checkpoint import verify_checkpoint
 from training.config import TrainingConfig, override
@@ -43,14 +45,6 @@ def temporaries(run: Path) -> list[Path]:
     return [path for path in run.rglob("*") if atomic.is_temporary(path)]
 
 
-@pytest.fixture
-def processes() -> Any:
-    """Processes that start in milliseconds, forked from one that has imported torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.loop", __name__])
-    return context
-
-
 class DiesAfter(SilentProgress):
     """Ends the process on the spot, so many seconds after training has started.
 
@@ -65,15 +59,25 @@ class DiesAfter(SilentProgress):
         signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
 
-def train_until(seconds: float, config: TrainingConfig, run: Path, resume: bool) -> None:
-    """Trains in a process of its own, and dies."""
+def train_until(config: TrainingConfig, run: Path, resume: bool, *, seconds: float = 0.0, flushes: int = 0) -> None:
+    """Trains in a process of its own and dies, after so many seconds or before a flush to the disk: within a write."""
+    torch.set_num_threads(1)  # as many as the run that nobody kills has
     pictures.curves_png = lambda *_, **__: b"curves"  # a tenth of a second each, to draw
-    train(config, run, device="cpu", resume=resume, progress=DiesAfter(seconds))
+    if flushes:
+        real, left = os.fsync, itertools.count(flushes - 1, -1)
+
+        def dying(descriptor: Any) -> None:
+            if next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(descriptor)
+
+        os.fsync = dying
+    train(config, run, device="cpu", resume=resume, progress=DiesAfter(seconds) if seconds else None)
 
 
 @pytest.mark.slow
-def test_twenty_kills_cost_nothing(make_config: MakeConfig, tmp_path: Path, processes: Any) -> None:
-    """Killed at twenty random moments, some of them inside a write, a run ends with an uninterrupted one's bits."""
+def test_twenty_kills_cost_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Killed at twenty random moments, half of them inside a write, a run ends with an uninterrupted one's bits."""
     config = make_config(
         "steps=4000",
         "log.evaluate_images=0",
@@ -84,18 +88,19 @@ def test_twenty_kills_cost_nothing(make_config: MakeConfig, tmp_path: Path, proc
     run, moments, reached, unfinished = tmp_path / "killed", random.Random(20), [], 0
     for kill in range(20):
         resume = (run / run_dir.CONFIG_FILE).exists()
-        moment = moments.uniform(0.02, 0.6)
-        process = processes.Process(target=train_until, args=(moment, config, run, resume))
+        inside = kill % 2 == 1
+        moment = {"flushes": moments.randint(1, 40)} if inside else {"seconds": moments.uniform(0.02, 0.4)}
+        process = processes().Process(target=train_until, args=(config, run, resume), kwargs=moment)
         process.start()
         process.join()
-        assert process.exitcode == -signal.SIGALRM, f"kill {kill} did not happen"
+        assert process.exitcode == -(signal.SIGKILL if inside else signal.SIGALRM), f"kill {kill} did not happen"
         unfinished += bool(temporaries(run))
         found = run_dir.checkpoints(run)
         if found:
             reached.append(verify_checkpoint(found[-1]).step)  # what has a checkpoint's name is whole
     assert reached == sorted(reached)  # nothing that was there is gone
     assert 0 < reached[-1] < 4000
-    assert unfinished  # some of the moments were inside a write
+    assert unfinished  # before the flush of a file is within a write
     config = override(config, [f"steps={reached[-1] + 3}"])
     train(config, run, device="cpu", resume=True)
     whole = override(config, ["log.checkpoint_every_steps=1000"])
@@ -242,10 +247,10 @@ def test_what_a_killed_writer_left_is_removed_at_the_next_start(make_config: Mak
     assert keep.exists()
 
 
-def test_two_trainings_never_write_to_one_run(make_config: MakeConfig, tmp_path: Path, processes: Any) -> None:
+def test_two_trainings_never_write_to_one_run(make_config: MakeConfig, tmp_path: Path) -> None:
     """The second one is refused while the first one's process lives, and goes on once it is gone."""
     config = make_config("steps=100000", "log.checkpoint_every_steps=100000", "log.sheet_every_steps=100000")
-    first = processes.Process(target=train, args=(config, tmp_path / "run"), kwargs={"device": "cpu"})
+    first = processes().Process(target=train, args=(config, tmp_path / "run"), kwargs={"device": "cpu"})
     first.start()
     try:
         deadline = time.monotonic() + 60
