@@ -14,6 +14,7 @@ def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
+            "torch._dynamo",  # which the first optimizer imports, in a second or two
             "training.loop",
             "ganserve.engine",
             "tests.training.test_lose_nothing",
