@@ -74,14 +74,14 @@ class Server(NamedTuple):
 
 
 def pinned(core: int, command: Sequence[str]) -> list[str]:
-    """`command`, on this core only where there are `taskset` and two cores."""
-    can = shutil.which("taskset") is not None and {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0)
-    return ["taskset", "-c", str(core), *command] if can else list(command)
+    """`command`, on this core only, where it can be had and is wanted."""
+    return ["taskset", "-c", str(core), *command] if can_pin() else list(command)
 
 
 def can_pin() -> bool:
-    """Whether `pinned` pins."""
-    return pinned(0, ["true"]) != ["true"]
+    """Whether `pinned` pins: there are `taskset` and two cores, and nobody said UNPINNED."""
+    wanted = "UNPINNED" not in os.environ
+    return wanted and shutil.which("taskset") is not None and {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0)
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ class Contender(NamedTuple):
     missing: str | None
 
 
-def contenders(triton_python: Path) -> list[Contender]:
+def contenders(triton_python: Path, workers: int) -> list[Contender]:
     """All of them, installed or not, in the order in which they are timed."""
     python = sys.executable
     bentoml = [python, "-m", "bentoml", "serve", "{0}", "--host", "127.0.0.1", "--port", "{{port}}"]
@@ -132,6 +132,7 @@ def contenders(triton_python: Path) -> list[Contender]:
 
     uvicorn = [python, "-m", "uvicorn", "fastapi_app:app", "--app-dir", str(HERE), "--port", "{port}"]
     uvicorn += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    uvicorn += ["--workers", str(workers)]
     mosec = [python, str(HERE / "mosec_app.py"), "--address", "127.0.0.1", "--port", "{port}"]
     mosec += ["--log-level", "warning", "--timeout", "30000", "--path", "{scratch}/ipc"]
     no_triton = None if triton_python.exists() else f"no {triton_python} (docs/serving-benchmark.md makes one)"
@@ -306,13 +307,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="requests that mosec, LitServe and Triton may join")
     parser.add_argument("--triton", type=Path, default=Path(".venv/triton"), help="environment with nvidia-pytriton")
     parser.add_argument("--quick", action="store_true", help="1 and 64 clients, one second, one round: under 3 minutes")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes of ganserve, mosec and FastAPI; with more than one, none is pinned",
+    )
     arguments = parser.parse_args()
+    if arguments.workers > 1:
+        os.environ["UNPINNED"] = "1"
     if arguments.quick:
         arguments.rounds, arguments.seconds, arguments.concurrency = 1, 1, [1, 64]
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed\nhint: apt-get install wrk")
     console = Console()
-    if not can_pin():
+    if arguments.workers > 1:
+        console.print(f"{arguments.workers} workers, and nothing is pinned")
+    elif not can_pin():
         console.print("not pinned: there is no taskset, or no cores 0 and 1; the client takes CPU from the server")
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -324,11 +335,13 @@ def main() -> None:
             "GANSERVE_THREADS": "1",
             "GRAPH": str((artifact.path / ONNX).resolve()),
             "BATCH": str(arguments.batch),
+            "WORKERS": str(arguments.workers),
+            "GANSERVE_WORKERS": str(arguments.workers),
             "OMP_NUM_THREADS": "1",
             "BENTOML_DO_NOT_TRACK": "True",
         }
         asked: list[tuple[Contender, Requests]] = []
-        for contender in contenders(arguments.triton.absolute() / "bin" / "python"):
+        for contender in contenders(arguments.triton.absolute() / "bin" / "python", arguments.workers):
             if arguments.only and contender.name not in arguments.only:
                 continue
             if contender.missing:
@@ -356,7 +369,8 @@ def main() -> None:
         except KeyboardInterrupt:
             console.print("interrupted: what there is")
     console.print(
-        f"{artifact.path} ({reason}), one worker, one thread, medians of {done} rounds of {arguments.seconds} s"
+        f"{artifact.path} ({reason}), workers: {arguments.workers}, of one thread; "
+        f"medians of {done} rounds of {arguments.seconds} s"
     )
     show(console, arguments.contracts, samples, raws)
 

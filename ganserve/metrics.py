@@ -2,11 +2,13 @@
 
 An increment of a Prometheus counter that several processes share writes to a mapped file under a lock: a tenth of what
 a request costs. So the hot path adds to numbers of this process, and `flush` gives Prometheus what has been added
-since. Batches are observed as they happen: there are fewer of them.
+since.
 """
 
 import dataclasses
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from ganserve.batcher import Counters
@@ -20,6 +22,30 @@ _REJECTED = {
     "cancelled": "client_gone",
     "failed": "inference_failed",
 }
+
+
+class _Tally:
+    """What a histogram has to be told."""
+
+    def __init__(self, histogram: Any, bounds: Sequence[float]) -> None:
+        self._histogram = histogram
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        """As the histogram's `observe`."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def flush(self) -> None:
+        """Hands it over. The histogram itself only takes one value at a time; its counters take many."""
+        for index, count in enumerate(self._counts):
+            if count:
+                self._histogram._buckets[index].inc(count)
+                self._counts[index] = 0
+        self._histogram._sum.inc(self._sum)
+        self._sum = 0.0
 
 
 class Metrics:
@@ -55,9 +81,14 @@ class Metrics:
         self._queue_rows = prometheus.Gauge(
             "ganserve_queue_rows", "rows that wait for a batch", multiprocess_mode="livesum", **where
         )
-        self._batch_rows = prometheus.Histogram("ganserve_batch_rows", "rows in a batch", buckets=_ROWS, **where)
-        self._inference_seconds = prometheus.Histogram(
-            "ganserve_inference_seconds", "time that a batch took in the session", buckets=_SECONDS, **where
+        self._batch_rows = _Tally(
+            prometheus.Histogram("ganserve_batch_rows", "rows in a batch", buckets=_ROWS, **where), _ROWS
+        )
+        self._inference_seconds = _Tally(
+            prometheus.Histogram(
+                "ganserve_inference_seconds", "time that a batch took in the session", buckets=_SECONDS, **where
+            ),
+            _SECONDS,
         )
         info = prometheus.Gauge(
             "ganserve_model_info",
@@ -83,8 +114,8 @@ class Metrics:
 
     def batch(self, rows: int, seconds: float) -> None:
         """The session ran a batch."""
-        self._batch_rows.observe(rows)
-        self._inference_seconds.observe(seconds)
+        self._batch_rows.add(rows)
+        self._inference_seconds.add(seconds)
 
     def flush(self, counters: Counters, queue_rows: int) -> None:
         """Gives Prometheus what has happened since the last call.
@@ -104,4 +135,6 @@ class Metrics:
         for field, reason in _REJECTED.items():
             self._rejected.labels(reason=reason).inc(getattr(now, field) - getattr(self._seen, field))
         self._queue_rows.set(queue_rows)
+        self._batch_rows.flush()
+        self._inference_seconds.flush()
         self._seen = now

@@ -12,6 +12,7 @@ import onnxruntime
 from PIL import Image
 
 BATCH = int(os.environ.get("BATCH", "64"))  # requests that a batching server may join
+WORKERS = int(os.environ.get("WORKERS", "1"))
 
 
 class Graph:

@@ -7,7 +7,7 @@ companions that do not come.
 import json
 from typing import Any
 
-from graph import BATCH, Graph, png
+from graph import BATCH, WORKERS, Graph, png
 from mosec import Runtime, Server, Worker
 
 
@@ -60,6 +60,9 @@ if __name__ == "__main__":
     server = Server()
     routes = {"/binary": Binary, "/json": Json, "/png": Png}
     server.register_runtime(
-        {route: [Runtime(worker, max_batch_size=BATCH, max_wait_time=1)] for route, worker in routes.items()}
+        {
+            route: [Runtime(worker, num=WORKERS, max_batch_size=BATCH, max_wait_time=1)]
+            for route, worker in routes.items()
+        }
     )
     server.run()

@@ -2,7 +2,7 @@ import prometheus_client
 import pytest
 
 from ganserve.batcher import Counters
-from ganserve.metrics import Metrics
+from ganserve.metrics import _ROWS, _SECONDS, Metrics
 
 
 @pytest.fixture
@@ -53,10 +53,24 @@ def test_reasons_are_there_from_the_start(metrics, registry):
 
 
 def test_batches_are_observed(metrics, registry):
-    """Batches are in two histograms: by rows, and by seconds in the session."""
-    for rows in (1, 3, 64):
-        metrics.batch(rows, 0.0004)
-    assert registry.get_sample_value("ganserve_batch_rows_count") == 3
-    assert registry.get_sample_value("ganserve_batch_rows_sum") == 68
-    assert registry.get_sample_value("ganserve_batch_rows_bucket", {"le": "4.0"}) == 2
-    assert registry.get_sample_value("ganserve_inference_seconds_bucket", {"le": "0.0005"}) == 3
+    """Batches are in two histograms, by rows and by seconds in the session, as if each had been observed."""
+    other = prometheus_client.CollectorRegistry()
+    rows_of = prometheus_client.Histogram("rows", "", buckets=_ROWS, registry=other)
+    seconds_of = prometheus_client.Histogram("seconds", "", buckets=_SECONDS, registry=other)
+    for turn in range(3):
+        for rows in (1, 2, 3, 64, 65, 1024, 1025):
+            for seconds in (0.0, 0.0001, 0.0004, 1.0, 7.5):
+                metrics.batch(rows, seconds)
+                rows_of.observe(rows)
+                seconds_of.observe(seconds)
+        metrics.flush(Counters(), queue_rows=turn)
+    for name, bounds in (("rows", _ROWS), ("seconds", _SECONDS)):
+        ours = {"rows": "ganserve_batch_rows", "seconds": "ganserve_inference_seconds"}[name]
+        for bound in (*map(float, bounds), "+Inf"):
+            bucket = {"le": str(bound)}
+            expected = other.get_sample_value(f"{name}_bucket", bucket)
+            assert registry.get_sample_value(f"{ours}_bucket", bucket) == expected, bucket
+        for figure in ("sum", "count"):
+            expected = other.get_sample_value(f"{name}_{figure}")
+            assert registry.get_sample_value(f"{ours}_{figure}") == pytest.approx(expected)
+    assert registry.get_sample_value("ganserve_batch_rows_count") == 105
