@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ganserve.engine import INLINE_MS
 from ganserve.errors import DeadlineError, GanserveError, InferenceError, OverloadedError, RequestError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ Pixels = npt.NDArray[np.uint8]
 
 FAILED_BATCHES = 3  # as many in a row that gave nobody an image, and the session has to prove itself
 _PROBE_EVERY_S = 1.0  # until it has
-INLINE_MS = 0.5  # a cheaper batch runs on the loop: handing it to a thread and back costs about a tenth of that
 
 
 class Runner(Protocol):

@@ -295,8 +295,8 @@ class FastProtocol(HttpToolsProtocol):
                 self._early = data
                 return
         if at_start:
-            self._whole = data
-        elif self._in_head or not self._in_message:
+            self._whole = data if len(data) <= INLINE_BODY_BYTES + _REMEMBERED_HEAD_BYTES else None
+        elif self._in_head or not self._in_message or len(self._whole or b"") > _REMEMBERED_HEAD_BYTES:
             self._whole = None
         self._stash.append(memoryview(data))
         self._feed()
