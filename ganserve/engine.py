@@ -204,13 +204,13 @@ class Engine:
 def _cheapest(bucket_ms: Mapping[int, float]) -> int:
     """The bucket to run at most: the largest within 5 % of the least time per row, but none above `_PATIENCE_MS`.
 
-    Larger batches have less overhead around them; but nobody else is served while one runs. One below `INLINE_MS` is
-    worth another 10 %: a thread costs more.
+    Larger batches have less overhead around them; but nobody else is served while one runs. One below `INLINE_MS` with
+    rows enough to share its overhead is worth another 10 %: a thread costs more.
     """
     per_row_ms = {rows: cost_ms / rows for rows, cost_ms in bucket_ms.items()}
     least = min(per_row_ms.values())
     short = [rows for rows, cost_ms in bucket_ms.items() if cost_ms < INLINE_MS and per_row_ms[rows] <= 1.15 * least]
-    if short:
+    if short and max(short) >= 16:
         return max(short)
     cheap = [rows for rows in bucket_ms if per_row_ms[rows] <= 1.05 * least]
     return max((rows for rows in cheap if bucket_ms[rows] <= _PATIENCE_MS), default=min(cheap))
