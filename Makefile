@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 PORT   ?= 3000
+JOBS   ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 export BENTOML_DO_NOT_TRACK ?= True
@@ -21,8 +22,8 @@ run: $(VENV)/installed-train  ## train (or go on training), export with proof, a
 	@printf '    curl -s http://127.0.0.1:%s/v1/model\n\n' $(PORT)
 	@exec $(BIN)/bentoml serve --port $(PORT)
 
-test: $(VENV)/installed-dev  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/installed-dev  ## the whole test suite, in JOBS processes
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 clients: $(VENV)/clients/kserve/installed $(VENV)/clients/mlserver/installed  ## other servers' clients, which `test` tries then
 

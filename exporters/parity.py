@@ -11,7 +11,7 @@ from training.models import Generator
 _REFERENCE_ROWS = 256
 
 
-def probes(generator: Generator | ExportedGenerator, count: int = proof.PROBES) -> tuple[Latents, Labels | None]:
+def probes(generator: Generator | ExportedGenerator, count: int | None = None) -> tuple[Latents, Labels | None]:
     """`proof.probes` for this generator."""
     return proof.probes(generator.latent_dim, generator.num_classes, count)
 

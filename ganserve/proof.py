@@ -55,8 +55,12 @@ _SEED = 20_260_101  # of the probes; any seed would do, a fixed one makes a fail
 MAX_LABELS = 64  # that are tried: a model may have thousands
 
 
-def probes(latent_dim: int, num_classes: int | None, count: int = PROBES) -> tuple[Latents, Labels | None]:
-    """Fixed latents float32 [count, latent_dim], and for a conditional model every label in turn, int64 [count]."""
+def probes(latent_dim: int, num_classes: int | None, count: int | None = None) -> tuple[Latents, Labels | None]:
+    """Fixed latents float32 [count, latent_dim], and for a conditional model every label in turn, int64 [count].
+
+    `count` is `PROBES` unless it is told.
+    """
+    count = PROBES if count is None else count
     drawn, _ = latents.draw(_SEED, count, latent_dim)
     return drawn, None if num_classes is None else np.arange(count, dtype=np.int64) % num_classes
 

@@ -14,7 +14,7 @@ from exporters import build as build_module
 from exporters.build import Step, build_artifact
 from exporters.parity import probes, pytorch_images, pytorch_pixels
 from exporters.torchscript_export import METADATA_FILE
-from ganserve import imaging
+from ganserve import imaging, proof
 from ganserve.artifact import CARD, GOLDEN, ONNX, ONNX_FLOAT16, ONNX_IMAGES, SAMPLES, TORCHSCRIPT, open_artifact
 from ganserve.engine import Engine
 from ganserve.errors import ArtifactError, CheckpointError, ExportError, ParityError
@@ -255,7 +255,7 @@ def test_steps_are_told(checkpoint: Path, tmp_path: Path) -> None:
     steps: list[Step] = []
     build_artifact(checkpoint, tmp_path / "artifact", run_name="run", on_step=steps.append)
     assert [step.name for step in steps] == ["load", "onnx", "gpu", "parity", "write"]
-    assert "PyTorch on 4,096 images at batches 1, 2, 3, 17, 64, 256" in steps[3].detail
+    assert f"PyTorch on {proof.PROBES} images at batches 1, 2, 3, 17, 64, 256" in steps[3].detail
 
 
 def test_wrong_graph_leaves_no_artifact(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_inspect_is_table_and_json(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path / "digits")
     shown = run("inspect", "digits", cwd=tmp_path)
     assert f"digest     {artifact.digest}\n" in shown.stdout
-    for text in ("Sigmoid", "12,544", "us/image at batch", "64: "):
+    for text in ("Sigmoid", "12,544", "us/image", "at batch", "64: "):
         assert text in shown.stdout
     document = json.loads(run("inspect", "digits", "--json", cwd=tmp_path).stdout)
     assert document["digest"] == artifact.digest
