@@ -7,7 +7,7 @@ from ganserve import proof
 
 @pytest.fixture(scope="package", autouse=True)
 def _fewer_probes() -> Iterator[None]:
-    """An eighth of the latents is enough for tests of what is done with them; the command line's tests have them all."""
+    """An eighth of the latents is enough to test what is done with them; the command line's tests have them all."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "PROBES", 512)
         yield
