@@ -32,6 +32,7 @@ Pixels = npt.NDArray[np.uint8]
 
 FAILED_BATCHES = 3  # as many in a row that gave nobody an image, and the session has to prove itself
 _PROBE_EVERY_S = 1.0  # until it has
+_LET_IN_S = 0.002  # that a batch may be late for the sake of those who connect
 
 
 class Runner(Protocol):
@@ -206,6 +207,8 @@ class Batcher:
         self._spin_s = spin_us / 1e6
         self._awake_until = 0.0
         self._spinning = False
+        self._newcomer = False
+        self._let_in_until = 0.0
         self._on_batch = on_batch
         self._probe = probe
         self._probe_timer: asyncio.TimerHandle | None = None
@@ -246,6 +249,14 @@ class Batcher:
         if self._running and time.perf_counter() - self._batch_started_at > self._deadline_s:
             return "the session hangs: a batch takes longer than a request's deadline"
         return self._fault
+
+    def newcomer(self) -> None:
+        """Somebody has connected, in this turn of the loop.
+
+        uvloop lets one in each turn. If a batch ran in every one of them, of a thousand who connect at once the last
+        would wait for a thousand batches; so the next batch waits for `_LET_IN_S` while there are more at the door.
+        """
+        self._newcomer = True
 
     def check_room(self, rows: int) -> None:
         """Refuses rows that `submit` would refuse, before anybody makes them.
@@ -361,6 +372,9 @@ class Batcher:
         self._wake_up = None
         if self._running:  # a probe: the next batch is formed when it is over
             return
+        if self._newcomer and self._waited_for_newcomers():
+            return
+        self._let_in_until = 0.0
         parts = self._take()
         if not parts:
             return
@@ -386,6 +400,18 @@ class Batcher:
             logger.exception("a batch could not be run")
             outcome = [InferenceError(f"inference failed: {err}") for _ in parts]
         self._deliver(parts, outcome)
+
+    def _waited_for_newcomers(self) -> bool:
+        """Whether the loop turns once more before the next batch, to let somebody else in."""
+        self._newcomer = False
+        now = time.perf_counter()
+        if self._let_in_until == 0.0:
+            self._let_in_until = now + _LET_IN_S
+        if now > self._let_in_until:
+            self._let_in_until = 0.0
+            return False
+        self._wake_up, self._delayed = self._loop.call_soon(self._next), False
+        return True
 
     def _take(self) -> list[_Part]:
         """Rows for one batch, oldest first. What is in the queue is wanted: tickets leave it when they are done."""

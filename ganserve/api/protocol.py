@@ -252,6 +252,8 @@ class FastProtocol(HttpToolsProtocol):
         self._was_active = False  # since it was looked at
         self._undrained_bytes = 0
         self._watch_timer = self.loop.call_later(_WATCH_S, self._watch)
+        if self.door.context is not None:
+            self.door.context.batcher.newcomer()
         if len(self.connections) > self.door.settings.max_connections:
             transport.write(_TOO_MANY)
             transport.close()
