@@ -207,7 +207,7 @@ class Batcher:
         self._spin_s = spin_us / 1e6
         self._awake_until = 0.0
         self._spinning = False
-        self._newcomer = False
+        self._turns_for_newcomers = 0
         self._let_in_until = 0.0
         self._on_batch = on_batch
         self._probe = probe
@@ -256,7 +256,7 @@ class Batcher:
         uvloop lets one in each turn. If a batch ran in every one of them, of a thousand who connect at once the last
         would wait for a thousand batches; so the next batch waits for `_LET_IN_S` while there are more at the door.
         """
-        self._newcomer = True
+        self._turns_for_newcomers = 2  # the next one is at the door before the next batch, but in after it
 
     def check_room(self, rows: int) -> None:
         """Refuses rows that `submit` would refuse, before anybody makes them.
@@ -372,7 +372,7 @@ class Batcher:
         self._wake_up = None
         if self._running:  # a probe: the next batch is formed when it is over
             return
-        if self._newcomer and self._waited_for_newcomers():
+        if self._turns_for_newcomers and self._waits_for_newcomers():
             return
         self._let_in_until = 0.0
         parts = self._take()
@@ -401,9 +401,9 @@ class Batcher:
             outcome = [InferenceError(f"inference failed: {err}") for _ in parts]
         self._deliver(parts, outcome)
 
-    def _waited_for_newcomers(self) -> bool:
+    def _waits_for_newcomers(self) -> bool:
         """Whether the loop turns once more before the next batch, to let somebody else in."""
-        self._newcomer = False
+        self._turns_for_newcomers -= 1
         now = time.perf_counter()
         if self._let_in_until == 0.0:
             self._let_in_until = now + _LET_IN_S

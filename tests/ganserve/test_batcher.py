@@ -865,12 +865,11 @@ def test_the_loop_stays_awake_after_a_batch(run, spin_us, awake):
 
 
 def test_a_batch_waits_for_those_who_connect_but_not_for_long(run):
-    """Each turn of the loop in which somebody connects is followed by another, for two milliseconds."""
+    """Each turn of the loop in which somebody connects is followed by two, for two milliseconds."""
 
     async def scenario():
-        loop = _CountingLoop()
         engine = _FakeEngine()
-        batcher = _batcher_of(engine, loop=loop)
+        batcher = _batcher_of(engine)
         done: list[Ticket] = []
         batcher.submit(_rows_of([1]), None, done.append)
         for turn in range(5):  # others connect, and one of them asks at once
@@ -882,11 +881,9 @@ def test_a_batch_waits_for_those_who_connect_but_not_for_long(run):
         assert engine.batches == [[1, 2]]
 
         batcher.submit(_rows_of([3]), None, done.append)
-        began = time.perf_counter()
-        while len(done) < 3:  # without end
+        while len(done) < 3:  # somebody connects without end
             batcher.newcomer()
             await asyncio.sleep(0)
-            assert time.perf_counter() - began < 5
         await batcher.close()
 
     run(scenario)
