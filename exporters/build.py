@@ -102,7 +102,7 @@ def build_artifact(
         run_name: for the manifest.
         name: the model's name on every protocol; by default the data set's.
         opset: of every ONNX file; one of `OPSETS`.
-        float16: whether to add `generator.fp16.onnx`, which a GPU serves.
+        float16: whether to add `generator.fp16.onnx`, for a GPU.
         float_output: whether to add `generator.float.onnx`, which returns images in the network's range.
         torchscript: whether to add `generator.ts`.
         replace: whether an artifact at `out` gives way.

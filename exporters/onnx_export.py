@@ -58,6 +58,7 @@ def export_onnx(generator: ExportedGenerator, metadata: Mapping[str, str], opset
             raise ExportError(f"torch.onnx cannot export this generator: {err}") from err
     assert program is not None  # None is the legacy exporter's return value
     model = program.model_proto
+    _lower_resizes(model, opset)
     merge_pads(model.graph)
     _take_labels_as_they_are(model.graph)
     _clean(model, metadata)
@@ -81,6 +82,24 @@ def example_inputs(generator: ExportedGenerator) -> tuple[torch.Tensor, ...]:
     """Inputs to trace with: a batch of two, because of one dimension exporters make a constant."""
     latents = torch.zeros(2, generator.latent_dim)
     return (latents,) if generator.num_classes is None else (latents, torch.zeros(2, dtype=torch.int64))
+
+
+def _lower_resizes(model: onnx.ModelProto, opset: int) -> None:
+    """Says in opset 17 what torch's converter leaves in 18: a Resize whose newer attributes are at their defaults."""
+    (standard,) = (entry for entry in model.opset_import if entry.domain == "")
+    newer = {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"}
+    if (opset, standard.version) != (17, 18):
+        return
+    for node in model.graph.node:
+        if onnx.defs.get_schema(node.op_type, 18, node.domain).since_version < 18:
+            continue
+        values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if node.op_type != "Resize" or "axes" in values or any(values.get(key, at) != at for key, at in newer.items()):
+            return  # what is left in 18 is refused when it is checked
+        kept = [attribute for attribute in node.attribute if attribute.name not in newer]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    standard.version = 17
 
 
 def _clean(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:

@@ -77,6 +77,7 @@ def config_pbtxt(artifact: Artifact) -> str:
         "golden": f"{GOLDEN} {manifest.files[GOLDEN].sha256}",
         "golden_differing_share": json.dumps(GOLDEN_DIFFERING_SHARE),
         "threads": "1",
+        "precision": "float32",
         # The rows of a batch vary here, and a CUDA graph is one of fixed shapes.
         "cuda_options": json.dumps(cuda.provider_options() | {"enable_cuda_graph": "0"}, sort_keys=True),
     }

@@ -26,7 +26,7 @@ class TritonPythonModel:
         self.inputs = [entry["name"] for entry in config["input"]]
         self.output = config["output"][0]["name"]
         on_gpu = args["model_instance_kind"] == "GPU"
-        precision = "float16" if on_gpu and "float16" in parameters else "float32"
+        precision = parameters["precision"]
         graph = _verified(folder, parameters, precision)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameters["threads"])

@@ -4,11 +4,12 @@ Everything is timed in one process and in turns, so that a machine that slows do
 """
 
 import concurrent.futures
+import functools
 import gc
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +20,8 @@ import onnxruntime
 
 from ganserve import imaging, latents
 from ganserve.artifact import ONNX, ONNX_FLOAT16, ONNX_IMAGES, Artifact, open_artifact
-from ganserve.engine import CPU, Engine, Precision
-from ganserve.errors import ConfigError, InferenceError
+from ganserve.engine import CPU, CUDA_HINT, Device, Engine, Precision, cuda_obstacle
+from ganserve.errors import ConfigError, InferenceError, ProviderError
 from ganserve.proof import Labels, Latents, Pixels, Runner
 
 # Opens a contender of the artifact in a directory, to be run with so many threads. A function of a module, so that
@@ -46,7 +47,8 @@ class Row:
         images_per_s: the median round's.
         speedup: how many times as fast as `generator.onnx` it is: the median over rounds of the ratio of their medians.
         memory_bytes: by how much a process of its own grew at most, libraries not counted, from before it was opened
-            until after one call of this size and of each smaller one; None where the system does not tell.
+            until after one call of this size and of each smaller one; None on a GPU, and where the system does not
+            tell.
         max_abs_diff: in grey levels, from `generator.onnx`.
         differing_share: of the pixels.
     """
@@ -87,6 +89,7 @@ def measure(
     threads: int = 1,
     rounds: int = ROUNDS,
     span_s: float = SPAN_S,
+    unweighed: Container[str] = (),
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> list[Row]:
     """Times contenders in turns, at one batch size after the other.
@@ -98,6 +101,7 @@ def measure(
         threads: what openers are given.
         rounds: at each batch size.
         span_s: how long one contender runs in one round, at least one call.
+        unweighed: names of those whose memory is not asked for: most of theirs is a GPU's.
         on_stage: hears what is done now.
 
     Returns:
@@ -113,6 +117,9 @@ def measure(
         runners[name] = opener(artifact.path, threads)
     memory: dict[str, list[int | None]] = {}
     for name, opener in contenders.items():
+        if name in unweighed:
+            memory[name] = [None] * len(batches)
+            continue
         on_stage(f"weighing {name}")
         memory[name] = _memory_elsewhere(opener, artifact.path, threads, batches)
     rows: list[Row] = []
@@ -182,6 +189,37 @@ def formats(artifact: Artifact) -> dict[str, Opener]:
     """The artifact's ONNX files; TorchScript is code and needs torch: whoever wants it timed brings its opener."""
     openers: dict[str, Opener] = {ONNX: open_float32, ONNX_FLOAT16: open_float16, ONNX_IMAGES: open_images}
     return {name: opener for name, opener in openers.items() if name in artifact.manifest.files}
+
+
+def cuda_formats(artifact: Artifact, device: Device, batches: Sequence[int]) -> dict[str, Opener]:
+    """The artifact's graphs as CUDA serves them: padded to these batches, on fixed buffers, replayed as CUDA graphs.
+
+    Args:
+        artifact: what is timed.
+        device: `cpu` has none; `auto` has them where CUDA works here; `cuda` insists.
+        batches: the sizes that will be run.
+
+    Raises:
+        ProviderError: `cuda`, and it does not work here.
+    """
+    obstacle = "asked for the CPU" if device == "cpu" else cuda_obstacle()
+    if obstacle is not None:
+        if device == "cuda":
+            raise ProviderError(f"CUDA was requested but cannot be used: {obstacle}", hint=CUDA_HINT)
+        return {}
+    graphs: dict[str, Precision] = {ONNX: "float32", ONNX_FLOAT16: "float16"}
+    return {
+        f"CUDA, {precision}": functools.partial(_open_on_cuda, precision=precision, largest=max(batches))
+        for name, precision in graphs.items()
+        if name in artifact.manifest.files
+    }
+
+
+def _open_on_cuda(path: Path, threads: int, *, precision: Precision, largest: int) -> Runner:
+    engine = Engine(
+        open_artifact(path), device="cuda", precision=precision, threads=threads, max_batch_rows=max(largest, 1)
+    )
+    return engine.run_batch
 
 
 def open_float32(path: Path, threads: int) -> Runner:

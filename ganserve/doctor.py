@@ -109,7 +109,7 @@ def _providers(device: str) -> Iterator[Check]:
     try:
         import onnxruntime  # here, because a broken installation of it is what a doctor is called for
 
-        from ganserve.engine import CUDA, cuda_obstacle
+        from ganserve.engine import CUDA, cuda_obstacle, open_session
     except Exception as err:  # a damaged extension module fails in many ways
         hint = "pip install --force-reinstall onnxruntime-gpu"
         yield Check(name="onnxruntime", status="fail", detail=f"cannot be imported: {err}", hint=hint)
@@ -122,7 +122,7 @@ def _providers(device: str) -> Iterator[Check]:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4
             try:
-                session = onnxruntime.InferenceSession(_IDENTITY, options, providers=[provider])
+                session = open_session(_IDENTITY, options, provider)
                 if session.get_providers()[0] != provider:
                     obstacle = "the session fell back to another provider: its libraries do not load"
             except Exception as err:  # ONNX Runtime raises its own unrelated classes

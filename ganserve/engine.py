@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from ganserve import cuda, imaging
+from ganserve import latents as sampler
 from ganserve.artifact import ONNX, ONNX_FLOAT16, Artifact, Golden, Manifest
 from ganserve.cost import check_cost
 from ganserve.errors import EngineError, GoldenMismatchError, InferenceError, ProviderError
@@ -27,7 +28,7 @@ Latents = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 Device = Literal["auto", "cuda", "cpu"]
-Precision = Literal["auto", "float32", "float16"]
+Precision = Literal["float32", "float16"]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -38,8 +39,10 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 GOLDEN_MAX_ABS_DIFF = 1
 GOLDEN_DIFFERING_SHARE = {"float32": 0.001, "float16": 0.05}
 
+CUDA_HINT = "install the NVIDIA driver and ganserve[cuda], or set GANSERVE_DEVICE=auto (--device auto)"
 _GRAPHS = {"float32": ONNX, "float16": ONNX_FLOAT16}
 _PATIENCE_MS = 5.0
+_PROBES, _PROBE_SEED = 256, 20_260_103  # latents that buckets have to agree on: 200,704 pixels of 28 x 28 images
 INLINE_MS = 0.5  # a cheaper batch runs on the event loop: handing it to a thread and back costs about a tenth of that
 
 
@@ -53,6 +56,7 @@ class Engine:
         digest: the artifact's digest.
         provider: the execution provider that runs the graph.
         provider_reason: in words, why this provider.
+        buckets: batch sizes that were warmed up, rising; where they are bound, every batch is padded to one of them.
         precision: float32 or float16: which of the artifact's graphs runs.
         threads: intra-op threads of the session (CPU).
         cheapest_rows: the bucket to run at most, by the warm-up's figures; larger batches are run in pieces of it.
@@ -65,7 +69,7 @@ class Engine:
         *,
         device: Device = "auto",
         device_id: int = 0,
-        precision: Precision = "auto",
+        precision: Precision = "float32",
         threads: int = 1,
         max_batch_rows: int = BUCKETS[-1],
         bind_buckets: bool | None = None,
@@ -76,8 +80,7 @@ class Engine:
             artifact: its files are verified as they are read.
             device: `cuda` is CUDA or a refusal; `auto` takes CUDA if it works here; `cpu` never looks for it.
             device_id: which CUDA device.
-            precision: float16 runs `generator.fp16.onnx`; `auto` does on CUDA if the artifact has one, where it is half
-                the memory and runs on tensor cores. A CPU gains nothing by it, and serves the golden images exactly.
+            precision: float16 runs `generator.fp16.onnx`. A CPU gains nothing by it, and a GPU little: see docs/gpu.md.
             threads: intra-op threads on the CPU.
             max_batch_rows: no bucket is larger.
             bind_buckets: pad batches to buckets and run them through IO binding on fixed buffers. By default on CUDA
@@ -93,7 +96,8 @@ class Engine:
         self.digest = artifact.digest
         self.threads = threads
         self.buckets = (*(rows for rows in BUCKETS if rows < max_batch_rows), max_batch_rows)
-        self._session, self.provider, self.provider_reason, self.precision = _open_session(
+        self.precision = precision
+        self._session, self.provider, self.provider_reason = _open_session(
             artifact, device, device_id, precision, threads
         )
         _check_signature(self._session, self.manifest)
@@ -101,6 +105,9 @@ class Engine:
         self._bound = self._bind(device_id) if bind else None
         self._golden = artifact.read_golden()
         self.bucket_ms = self._warm_up(self._golden)
+        if self._bound is not None:
+            self.buckets = self._agreeing_buckets(self._bound)
+            self.bucket_ms = {rows: self.bucket_ms[rows] for rows in self.buckets}
         self.cheapest_rows = _cheapest(self.bucket_ms)
         self.prove()
 
@@ -182,6 +189,25 @@ class Engine:
             costs[rows] = min(times[1:])  # the first one pays for allocation, algorithm search and graph capture
         return costs
 
+    def _agreeing_buckets(self, bound: Mapping[int, "_BoundBucket"]) -> tuple[int, ...]:
+        """Those of the bound buckets in which rows get the same bits as in the largest.
+
+        A GPU's libraries choose other kernels for other shapes, which add in another order. Who asks again may be in
+        another batch, and has to get the same pixels.
+        """
+        rows, labels = sampler.draw(_PROBE_SEED, _PROBES, self.manifest.latent.dim, self.manifest.num_classes)
+
+        def pixels(bucket: int) -> Pixels:
+            parts = [slice(start, start + bucket) for start in range(0, _PROBES, bucket)]
+            return np.concatenate([bound[bucket].run(rows[p], None if labels is None else labels[p]) for p in parts])
+
+        expected = pixels(self.buckets[-1])
+        agreeing = tuple(bucket for bucket in self.buckets if np.array_equal(pixels(bucket), expected))
+        if agreeing != self.buckets:
+            dropped = sorted(set(self.buckets) - set(agreeing))
+            logger.info("batches of %s give other pixels here and are padded", ", ".join(map(str, dropped)))
+        return agreeing
+
     def prove(self) -> None:
         """Returns if the session gives the artifact's golden images, now.
 
@@ -262,27 +288,24 @@ class _BoundBucket:
 
 def _open_session(
     artifact: Artifact, device: Device, device_id: int, precision: Precision, threads: int
-) -> tuple[onnxruntime.InferenceSession, str, str, str]:
-    """A session, its provider, why that one, and the precision of its graph."""
-    on_cpu: str = "float32" if precision == "auto" else precision
+) -> tuple[onnxruntime.InferenceSession, str, str]:
+    """A session, its provider, and why that one."""
+    graph = _read_graph(artifact, precision)
     if device == "cpu":
-        return cpu_session(_read_graph(artifact, on_cpu), threads), CPU, "asked for", on_cpu
+        return cpu_session(graph, threads), CPU, "asked for"
     obstacle = cuda_obstacle()
     if obstacle is None:
-        has_float16 = ONNX_FLOAT16 in artifact.manifest.files
-        on_cuda: str = ("float16" if has_float16 else "float32") if precision == "auto" else precision
-        graph = _read_graph(artifact, on_cuda)
         try:
             session = _cuda_session(graph, device_id)
-            return session, CUDA, "asked for" if device == "cuda" else "CUDA works here", on_cuda
+            return session, CUDA, "asked for" if device == "cuda" else "CUDA works here"
         except ProviderError as err:
             obstacle = str(err)
     if device == "cuda":
         raise ProviderError(
             f"CUDA was requested but cannot be used: {obstacle}",
-            hint="install the NVIDIA driver and ganserve[cuda], or set GANSERVE_DEVICE=auto (--device auto)",
+            hint=CUDA_HINT,
         )
-    return cpu_session(_read_graph(artifact, on_cpu), threads), CPU, f"no CUDA: {obstacle}", on_cpu
+    return cpu_session(graph, threads), CPU, f"no CUDA: {obstacle}"
 
 
 def _read_graph(artifact: Artifact, precision: str) -> bytes:
@@ -313,14 +336,23 @@ def _cuda_session(graph: bytes, device_id: int) -> onnxruntime.InferenceSession:
     # Without this, a node that CUDA cannot run goes to the CPU and nobody hears of it.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     with _load_errors(ProviderError):
-        session = onnxruntime.InferenceSession(
-            graph, options, providers=[(CUDA, {"device_id": str(device_id), **cuda.provider_options()})]
-        )
+        session = open_session(graph, options, (CUDA, {"device_id": str(device_id), **cuda.provider_options()}))
     if session.get_providers()[0] != CUDA:
         raise ProviderError(
             f"the session runs on {session.get_providers()[0]}: the CUDA or cuDNN libraries do not load"
         )
     return session
+
+
+def open_session(graph: bytes, options: onnxruntime.SessionOptions, provider: Any) -> onnxruntime.InferenceSession:
+    """A session of one provider: what fails raises, now and in every run.
+
+    By itself ONNX Runtime would print that it falls back to the CPU, and do so, in the middle of serving too. And it
+    calls each plan of cuDNN's that does not fit an error, in red, before it takes the next.
+    """
+    if provider != CPU:
+        onnxruntime.set_default_logger_severity(4)
+    return onnxruntime.InferenceSession(graph, options, providers=[provider], enable_fallback=0)
 
 
 def cpu_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
@@ -334,7 +366,7 @@ def cpu_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
     # Idle threads that spin take the core that the event loop needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with _load_errors(EngineError):
-        return onnxruntime.InferenceSession(graph, options, providers=[CPU])
+        return open_session(graph, options, CPU)
 
 
 def _session_options() -> onnxruntime.SessionOptions:

@@ -35,7 +35,7 @@ HOST_OPERATORS: Final = frozenset(
 
 # Operator -> its newest version (ONNX: "since version") that can be counted on to have a CUDA kernel: opset 20's. A
 # kernel that is registered for version 11 is not found for the same operator of version 22, and ConvTranspose and Round
-# of opset 22 got theirs only in 2026 (microsoft/onnxruntime #26393, #27710, #27754).
+# of opset 22 got theirs only in 2026 (microsoft/onnxruntime #26393, #27710, #27754); 1.31 has them for all `OPSETS`.
 CUDA_KERNELS: Final = {
     "Add": 14,
     "Cast": 19,

@@ -137,17 +137,19 @@ class GanServe:
             self.artifact,
             device=settings.device,
             device_id=_device_id(bentoml.server_context.worker_index or 1),
+            precision=settings.precision,
             threads=settings.threads or cpu.threads_per_worker(settings.workers),
             max_batch_rows=settings.max_batch_rows,
         )
         self.batcher: Batcher | None = None
         logger.info(
-            "serving artifact=%s (%s) digest=%s provider=%s (%s) threads=%d cheapest_rows=%d",
+            "serving artifact=%s (%s) digest=%s provider=%s (%s) precision=%s threads=%d cheapest_rows=%d",
             self.artifact.path,
             reason,
             self.artifact.digest,
             self.engine.provider,
             self.engine.provider_reason,
+            self.engine.precision,
             self.engine.threads,
             self.engine.cheapest_rows,
         )
@@ -164,7 +166,13 @@ class GanServe:
             artifact, _ = find_artifact(settings.artifact)
             artifact.verify()
             if settings.device == "cpu" or cuda_obstacle() is not None:  # else it would keep memory of the device
-                Engine(artifact, device=settings.device, threads=cpu.threads_per_worker(), max_batch_rows=16)
+                Engine(
+                    artifact,
+                    device=settings.device,
+                    precision=settings.precision,
+                    threads=cpu.threads_per_worker(),
+                    max_batch_rows=16,
+                )
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:

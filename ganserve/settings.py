@@ -34,6 +34,9 @@ class Settings(BaseModel):
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="cuda: CUDA or a refusal to start; auto: CUDA if it works here"
     )
+    precision: Literal["float32", "float16"] = Field(
+        default="float32", description="float16: serve generator.fp16.onnx, which `ganserve export --fp16` adds"
+    )
     token: SecretStr | None = Field(
         default=None, description="bearer token that every request needs, but for the health routes; default: none"
     )

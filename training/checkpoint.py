@@ -170,7 +170,8 @@ def restore_checkpoint(path: Path, state: TrainingState) -> CheckpointState:
     try:
         _load_optimizer("generator", state.generator, state.generator_optimizer, tensors)
         _load_optimizer("discriminator", state.discriminator, state.discriminator_optimizer, tensors)
-        _load_rng(state.rng, _unpack(path / "rng.safetensors", files["rng.safetensors"]))
+        drawn_here = saved.environment.get("device", state.rng.device.type) == state.rng.device.type
+        _load_rng(state.rng, _unpack(path / "rng.safetensors", files["rng.safetensors"]), same_device=drawn_here)
         for player, scaler in state.scalers.items():
             scaler.load_state_dict(saved.loss_scales[player])
     except (KeyError, RuntimeError, TypeError) as err:
@@ -282,9 +283,12 @@ def _rng_tensors(rng: torch.Generator) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_rng(rng: torch.Generator, tensors: Mapping[str, Tensor]) -> None:
-    rng.set_state(tensors["draws"])
+def _load_rng(rng: torch.Generator, tensors: Mapping[str, Tensor], *, same_device: bool) -> None:
     torch.set_rng_state(tensors["torch"])
+    if not same_device:  # a GPU and a CPU draw by other algorithms: go on from a seed that this state makes
+        rng.manual_seed(int.from_bytes(hashlib.sha256(tensors["draws"].numpy().tobytes()).digest()[:8], "little"))
+        return
+    rng.set_state(tensors["draws"])
     if rng.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda"], rng.device)
 

@@ -1,4 +1,8 @@
-"""Where training runs, and on how many threads."""
+"""Where training runs, on how many threads, and with which of a GPU's kernels."""
+
+import contextlib
+import os
+from collections.abc import Iterator
 
 import torch
 
@@ -40,6 +44,27 @@ def check_precision(precision: str, device: torch.device) -> None:
             f"precision is bfloat16, which {torch.cuda.get_device_name(device)} does not have",
             hint="set precision=float32",
         )
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Has a GPU add in the same order every time, while the block lasts: resuming is exact there too.
+
+    A CPU does so anyway. An operation that has no such kernel warns once and is not repeatable.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fastest = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False  # it times kernels, and takes another one every time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = fastest
 
 
 def use_available_cpus() -> int:

@@ -19,7 +19,7 @@ from training import distributed, run_dir
 from training.checkpoint import environment, restore_checkpoint, verify_checkpoint
 from training.config import TrainingConfig, differences
 from training.data import Dataset, load_dataset
-from training.device import check_precision, resolve_device, use_available_cpus
+from training.device import check_precision, repeatable, resolve_device, use_available_cpus
 from training.health import episodes
 from training.judge import Judge
 from training.progress import Progress, SilentProgress
@@ -92,7 +92,7 @@ def train(
     check_precision(config.precision, target)
     threads = use_available_cpus()
     writes = distributed.rank() == 0
-    with _enough_memory(target), _compilable(), run_dir.writing(run):
+    with _enough_memory(target), _compilable(), repeatable(target), run_dir.writing(run):
         dataset = load_dataset(None if config.data.dir is None else Path(config.data.dir), "train")
         _check_fit(config, dataset)
         with _claimed(run, config, resume=resume) if writes else contextlib.nullcontext():

@@ -160,6 +160,15 @@ def test_every_opset_is_exported(opset: int, checkpoint: Path, tmp_path: Path) -
         assert artifact.manifest.graphs[name].opset == opset
 
 
+@pytest.mark.parametrize("kind", ["residual", "subpixel", "mlp"])
+def test_every_family_has_the_oldest_opset(kind: str, tmp_path: Path) -> None:
+    """What torch's converter to older opsets leaves behind, a Resize, is said in the oldest too."""
+    overrides = [f"generator.kind={kind}", "generator.width=4"]
+    artifact = build_artifact(make_checkpoint(tmp_path, overrides), tmp_path / "a", run_name="run", opset=OPSETS[0])
+    model = onnx.load_model_from_string(artifact.read(ONNX))
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSETS[0])]
+
+
 @pytest.mark.parametrize("opset", [16, 27])
 def test_other_opsets_are_refused(opset: int, checkpoint: Path, tmp_path: Path) -> None:
     """An opset that no test has run is refused before the work."""

@@ -91,11 +91,12 @@ def test_it_needs_no_torch() -> None:
 
 def test_the_command_prints_rows(artifact: Artifact, tmp_path: Path) -> None:
     """--json is one object with a row for each batch; the table names threads and formats within 80 columns."""
-    found = json.loads(run("bench", str(artifact.path), "--batch", "1,2", "--json", cwd=tmp_path).stdout)
+    options = ("bench", str(artifact.path), "--device", "cpu")
+    found = json.loads(run(*options, "--batch", "1,2", "--json", cwd=tmp_path).stdout)
     assert found["digest"] == artifact.digest
     assert (found["threads"], [row["batch_rows"] for row in found["rows"]]) == (1, [1, 2])
     assert all(row["p50_ms"] > 0 and row["images_per_s"] > 0 for row in found["rows"])
-    table = run("bench", str(artifact.path), "--batch", "1", "--threads", "2", cwd=tmp_path, COLUMNS="80").stdout
+    table = run(*options, "--batch", "1", "--threads", "2", cwd=tmp_path, COLUMNS="80").stdout
     assert "CPU, 2 threads" in table
     assert ONNX in table
     assert "1.00 x" in table

@@ -85,6 +85,25 @@ def test_bound_buckets_do_not_share_their_results(artifact):
     assert (second == kept[4:7]).all()
 
 
+def test_a_bucket_that_gives_other_pixels_is_not_used(artifact, engine, monkeypatch):
+    """Rows get the same pixels in every batch: a bucket whose kernels say otherwise is left out, its rows padded."""
+    real = engine_module._BoundBucket.run
+
+    def run(self, rows, labels):
+        pixels = real(self, rows, labels)
+        if len(self._latents) == 2 and labels is not None and 9 in labels:
+            pixels[-1, 0, 0] ^= 1
+        return pixels
+
+    monkeypatch.setattr(engine_module._BoundBucket, "run", run)
+    found = Engine(artifact, device="cpu", bind_buckets=True, max_batch_rows=8)
+    assert found.buckets == tuple(found.bucket_ms) == (1, 4, 8)
+    rows, _ = latents.draw(5, 2, 16, 10)
+    labels = np.array([3, 9])
+    assert (found.run(rows, labels) == engine.run(rows, labels)).all()
+    assert found.cost_ms(2) == found.bucket_ms[4]
+
+
 @pytest.mark.parametrize("bind_buckets", [False, True])
 def test_no_rows_are_no_images(artifact, bind_buckets):
     """An empty batch is an empty array of the right shape."""
@@ -270,8 +289,9 @@ def test_wheel_without_cuda_is_the_obstacle(monkeypatch):
 class _CudaSession:
     """A CPU session that says it is one of CUDA, and remembers how it was made."""
 
-    def __init__(self, graph, options, providers):
+    def __init__(self, graph, options, providers, enable_fallback):
         self.options, self.providers = options, providers
+        assert not enable_fallback  # a GPU that fails while it serves must not become a CPU in silence
         if providers != [CPU]:
             _CudaSession.asked = self
         self._real = onnxruntime.capi.onnxruntime_inference_collection.InferenceSession(
@@ -325,10 +345,10 @@ def test_cuda_session_that_fails_says_why(artifact, cuda_machine):
     """What ONNX Runtime says about a session that it cannot make is in the refusal, and in the reason of `auto`."""
     real = onnxruntime.InferenceSession
 
-    def broken(graph, options, providers):
+    def broken(graph, options, providers, **others):
         if providers != [CPU]:
             raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
-        return real(graph, options, providers=providers)
+        return real(graph, options, providers=providers, **others)
 
     cuda_machine.setattr(onnxruntime, "InferenceSession", broken)
     with pytest.raises(ProviderError, match="no CUDA-capable device"):

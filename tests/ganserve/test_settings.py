@@ -18,6 +18,7 @@ def test_every_setting_has_its_variable():
     environ = {
         "GANSERVE_ARTIFACT": "artifacts/x",
         "GANSERVE_DEVICE": "cpu",
+        "GANSERVE_PRECISION": "float16",
         "GANSERVE_WORKERS": "2",
         "GANSERVE_THREADS": "3",
         "GANSERVE_MAX_BATCH_ROWS": "64",
@@ -48,6 +49,7 @@ def test_every_setting_has_its_variable():
         access_log=True,
         artifact="artifacts/x",
         device="cpu",
+        precision="float16",
         workers=2,
         threads=3,
         max_batch_rows=64,

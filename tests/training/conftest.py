@@ -18,8 +18,12 @@ def idx_bytes(array: npt.NDArray[np.uint8]) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _same_every_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test starts from the same random numbers; one thread, because four-channel networks have no use for two."""
+    """Every test starts from the same random numbers; one thread, because four-channel networks have no use for two.
+
+    And on the CPU, whatever there is: what a GPU is needed for is tested in tests/gpu.
+    """
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

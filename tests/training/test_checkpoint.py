@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from ganserve.errors import CheckpointError
 from training.checkpoint import load_generator, restore_checkpoint, save_checkpoint, verify_checkpoint
@@ -55,6 +56,22 @@ def test_the_trained_generator_is_the_average_in_evaluation_mode(checkpoint: Pat
     assert trained.digest == verify_checkpoint(checkpoint).digests["generator_ema.safetensors"]
     images = trained.network(torch.randn(2, 4), torch.tensor([0, 2]))
     assert images.shape == (2, 1, 8, 8)
+
+
+def test_a_run_of_another_kind_of_device_goes_on(checkpoint: Path, make_config: MakeConfig) -> None:
+    """A GPU's random state cannot be a CPU's: what is drawn from there on follows from it, and the rest is restored."""
+    facts = verify_checkpoint(checkpoint).dataset
+    drawn = []
+    for state_of_gpu in (1, 1, 2):
+        tensors = load_file(checkpoint / "rng.safetensors")
+        draws = torch.full((16,), state_of_gpu, dtype=torch.uint8)  # as long as a GPU's
+        _put(checkpoint, "rng.safetensors", save({**tensors, "draws": draws}))
+        _rewrite(checkpoint, lambda state: state["environment"].update(device="cuda"))
+        state = new_state(make_config(), facts, torch.device("cpu"))
+        assert restore_checkpoint(checkpoint, state).step == state.step == 4
+        drawn.append(torch.rand(4, generator=state.rng))
+    assert (drawn[0] == drawn[1]).all()
+    assert (drawn[0] != drawn[2]).any()
 
 
 def test_without_an_average_the_generator_itself_is_taken(make_config: MakeConfig, tmp_path: Path) -> None:
