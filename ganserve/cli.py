@@ -261,7 +261,7 @@ def export(
         str | None, typer.Argument(help="A run's name or path. Default: the newest in runs/.", show_default=False)
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="ONNX, the format that serves. Always included.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Add ONNX in float16, for a GPU (GANSERVE_PRECISION=float16).")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Add ONNX in float16: GANSERVE_PRECISION=float16.")] = False,
     float_output: Annotated[
         bool, typer.Option("--float-output", help="Add ONNX that returns float32 images, for other programs.")
     ] = False,
