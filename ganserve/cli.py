@@ -477,14 +477,14 @@ def evaluate(
     table = Table("metric", "value", "real images", "verdict", "what it is")
     for name, value in found.items():
         if not name.startswith("fid_class_"):
-            verdict = evaluation.verdict(name, value, real[name])
+            verdict = evaluation.verdict(name, value, real)
             table.add_row(name, f"{value:.4g}", f"{real[name]:.4g}", verdict, evaluation.MEANINGS[name])
     per_class = {name: value for name, value in found.items() if name.startswith("fid_class_")}
     worst = max(per_class, key=lambda name: per_class[name], default="")
     for name, value in per_class.items():
         label = judge.facts.class_names[int(name.removeprefix("fid_class_"))]
         mark = f"{real[name]:.4g}" if name in real else "-"
-        verdict = evaluation.verdict("fid", value, real[name]) if name in real else ""
+        verdict = evaluation.verdict(name, value, real) if name in real else ""
         meaning = f"fid of class {label} alone" + (", the worst" if name == worst else "")
         table.add_row(name, f"{value:.4g}", mark, verdict, meaning)
     Console(highlight=False).print(table)

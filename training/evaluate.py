@@ -5,7 +5,7 @@ new images of the train split would, and what such images score is the mark to r
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -61,9 +61,26 @@ _MOST: Final = {  # what may not be exceeded, and what it means when it is
 }
 
 
-def verdict(name: str, value: float, real: float) -> str:
-    """In a few words, what a number says beside that of real images; nothing for one that has no better or worse."""
-    if name == "fid":
+def verdict(name: str, value: float, real: Mapping[str, float]) -> str:
+    """In a few words, what a number says beside those of real images; nothing for one that has no better or worse.
+
+    Args:
+        name: of a metric.
+        value: the images'.
+        real: every metric of as many real images; `fid_class_I` without this one is no metric here.
+    """
+    return _verdict(name, value, real[name], real.get("kid_std", 0.0))
+
+
+def _verdict(name: str, value: float, real: float, kid_std: float) -> str:
+    if name == "kid":
+        excess = (value - real) / kid_std if kid_std else float("inf")
+        return "as real images" if excess < 1 else f"{excess:.3g} x kid_std above real images'"
+    if name == "nearest":
+        share = value / real if real else float("inf")
+        where = "nearer to training images" if share < 0.9 else "farther from training images" if share > 1.1 else ""
+        return f"{share:.1%} of real images': {where}" if where else "as real images"
+    if name.startswith("fid"):
         times = value / real if real else float("inf")
         if times < 1.15:
             return "as real images"

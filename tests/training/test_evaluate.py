@@ -197,9 +197,15 @@ def test_the_pretrained_digits_are_what_the_docs_say():
         ("memorised", 0.002, 0.01, "fine"),
         ("memorised", 0.5, 0.01, "copies of training images"),
         ("class_distance", 0.9, 0.02, "some classes come too often"),
-        ("kid", 0.1, 0.0, ""),
+        ("kid", 0.0012, 0.0005, "as real images"),
+        ("kid", 0.0027, 0.0005, "2.2 x kid_std above real images'"),
+        ("nearest", 40.0, 39.5, "as real images"),
+        ("nearest", 0.0, 39.5, "0.0% of real images': nearer to training images"),
+        ("nearest", 79.0, 39.5, "200.0% of real images': farther from training images"),
+        ("fid_class_3", 0.2, 0.1, "good: 2 x real images'"),
+        ("kid_std", 0.002, 0.001, ""),
     ],
 )
 def test_numbers_are_put_into_words(name: str, value: float, mark: float, words: str) -> None:
     """Beside real images' number, which says how much there is to reach."""
-    assert verdict(name, value, mark) == words
+    assert verdict(name, value, {"kid_std": 0.001, name: mark}) == words
