@@ -5,23 +5,19 @@ import dataclasses
 import io
 import json
 import logging
-import math
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
 from ganserve import __version__
 from ganserve.errors import ConfigError, GanserveError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 app = typer.Typer(
     name="ganserve",
@@ -453,8 +449,8 @@ def evaluate(
     Labels that are not given by the target are as frequent as in the test split.
     """
     from rich.console import Console
-    from rich.table import Table
 
+    from ganserve import tables
     from ganserve.judged import find_images
     from training import evaluate as evaluation
     from training.evaluation.evaluator import Evaluator
@@ -466,7 +462,7 @@ def evaluate(
     with console.status("making images"):
         images = find_images(target, judge, reference, n, seed, runs=RUNS)
     evaluation.check_images(judge, images.pixels, images.labels)
-    with _stages(console) as report:
+    with tables.stages(console) as report:
         found = evaluation.quality(judge, reference, images.pixels, images.labels, report=report)
         real = evaluation.real_quality(judge, reference, len(images.pixels), report=report)
     if as_json:
@@ -474,20 +470,7 @@ def evaluate(
         print(json.dumps(about | {"quality": found, "real": real}))
         return
     print(f"{images.source}: {len(images.pixels):,} images beside the test split of {reference.test.name}")
-    table = Table("metric", "value", "real images", "verdict", "what it is")
-    for name, value in found.items():
-        if not name.startswith("fid_class_"):
-            verdict = evaluation.verdict(name, value, real)
-            table.add_row(name, f"{value:.4g}", f"{real[name]:.4g}", verdict, evaluation.MEANINGS[name])
-    per_class = {name: value for name, value in found.items() if name.startswith("fid_class_")}
-    worst = max(per_class, key=lambda name: per_class[name], default="")
-    for name, value in per_class.items():
-        label = judge.facts.class_names[int(name.removeprefix("fid_class_"))]
-        mark = f"{real[name]:.4g}" if name in real else "-"
-        verdict = evaluation.verdict(name, value, real) if name in real else ""
-        meaning = f"fid of class {label} alone" + (", the worst" if name == worst else "")
-        table.add_row(name, f"{value:.4g}", mark, verdict, meaning)
-    Console(highlight=False).print(table)
+    Console(highlight=False).print(tables.of_quality(found, real, judge.facts.class_names))
 
 
 @app.command(
@@ -532,6 +515,7 @@ def train_evaluator(
     """Train the classifier that `evaluate` compares images by: minutes on one core."""
     from rich.console import Console
 
+    from ganserve import tables
     from training.evaluate import train_evaluator as make
     from training.evaluation.classifier import ClassifierRecipe
 
@@ -539,7 +523,7 @@ def train_evaluator(
         raise ConfigError(f"--out must be a .safetensors file in a folder that exists, got {out}")
     if not force and (out.exists() or out.with_suffix(".json").exists()):
         raise ConfigError(f"{out} or its .json exists already", hint="pass --force to replace them")
-    with _stages(Console(stderr=True, highlight=False)) as report:
+    with tables.stages(Console(stderr=True, highlight=False)) as report:
         made = make(data, ClassifierRecipe(seed=seed, epochs=epochs), report=report)
     try:
         made.save(out)
@@ -554,24 +538,6 @@ def train_evaluator(
     print(f"next: ganserve evaluate RUN{named} --evaluator {shlex.quote(str(out))}")
 
 
-@contextlib.contextmanager
-def _stages(console: Any) -> Iterator[Any]:
-    """A bar for the stage that `report(stage, done, total)` was last told of."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as bar:
-        task = bar.add_task("", total=None)
-
-        def report(stage: str, done: int, total: int) -> None:
-            if bar.tasks[0].description != stage:
-                bar.reset(task, description=stage, total=total)
-            bar.update(task, completed=done)
-
-        yield report
-
-
 @app.command(epilog="Example: `ganserve inspect artifacts/quick-1 --json`")
 def inspect(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> None:
     """Show what an artifact is, where it is from, what was proven, and what an image costs on this machine.
@@ -580,6 +546,7 @@ def inspect(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> N
     """
     from rich.console import Console
 
+    from ganserve import tables
     from ganserve.artifact import find_artifact
     from ganserve.inspection import inspect_graphs
 
@@ -591,14 +558,14 @@ def inspect(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> N
         print(json.dumps(_summary(found) | about | {"manifest": found.manifest.model_dump(mode="json")}, indent=2))
         return
     print(f"{found.path} ({reason}): every file is what was exported")
-    for key, value in _artifact_lines(found):
+    for key, value in tables.artifact_lines(found):
         print(f"{key:<10} {value}")
     console = Console(highlight=False)
-    console.print(_graph_table(graphs))
+    console.print(tables.of_graphs(graphs))
     for facts in graphs:
         for note in facts.notes:
             console.print(f"note: {note}", markup=False, soft_wrap=True)
-    console.print(_parity_table(found))
+    console.print(tables.of_parity(found.manifest.parity))
 
 
 @app.command(
@@ -614,8 +581,8 @@ def verify(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> No
     """
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
+    from ganserve import tables
     from ganserve.verify import verify as verify_artifact
 
     console = Console(stderr=True, highlight=False)
@@ -627,14 +594,8 @@ def verify(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> No
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
-        marks = {"pass": "[green]✓[/]", "fail": "[red]✗ fails[/]", "skip": "[yellow]- skipped[/]"}
-        table = Table("file", "check", "result", "figure")
-        for index, check in enumerate(found.checks):
-            repeated = index > 0 and found.checks[index - 1].file == check.file
-            file = "" if repeated else escape(check.file)
-            table.add_row(file, check.name, marks[check.result], escape(check.detail))
         print(f"{found.path} ({found.reason}) {found.digest or ''}".rstrip())
-        Console(highlight=False).print(table)
+        Console(highlight=False).print(tables.of_checks(found.checks))
         passed, failed, skipped = (found.count(result) for result in ("pass", "fail", "skip"))
         print(f"{passed} checks passed, {failed} failed, {skipped} could not be made here, in {found.seconds:.1f} s")
     if not found.passed:
@@ -669,11 +630,10 @@ def bench(
 
     They take turns, so the ratios hold on a busy machine; absolute times are its own.
     """
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
     from ganserve import bench as benchmark
+    from ganserve import tables
     from ganserve.artifact import ONNX, TORCHSCRIPT, find_artifact
 
     found, reason = find_artifact(artifact)
@@ -697,30 +657,10 @@ def bench(
         print(json.dumps(_summary(found) | facts))
         return
     print(f"{found.path} ({reason}): {about}")
-    table = Table(box=SIMPLE_HEAD)
-    for heading in ("batch", "format", "p50 ms", "images/s", "speed", "+MB", "differs"):
-        table.add_column(heading, justify="left" if heading == "format" else "right", no_wrap=True)
-    for row in rows:
-        if row.format == ONNX and row.batch_rows != batches[0]:
-            table.add_section()
-        table.add_row(
-            str(row.batch_rows),
-            row.format,
-            _three_digits(row.p50_ms),
-            f"{row.images_per_s:,.0f}",
-            f"{_three_digits(row.speedup)} x",
-            "-" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.1f}",
-            f"{row.max_abs_diff} in {100 * row.differing_share:.2g}%" if row.max_abs_diff else "-",
-        )
-    Console(highlight=False).print(table)
+    Console(highlight=False).print(tables.of_speed(rows))
     print(f"speed: beside {ONNX}; +MB: peak memory added; differs: grey levels from {ONNX}, in how many pixels")
     if TORCHSCRIPT in found.manifest.files and TORCHSCRIPT not in contenders:
         print(f"left out: {TORCHSCRIPT}, which needs torch: ganserve bench --against torchscript", file=sys.stderr)
-
-
-def _three_digits(value: float) -> str:
-    """0.118, 3.53, 31.5 and 1,044: a column of times or ratios, as narrow as it can be read."""
-    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def _torch_contenders(artifact: Any, against: str | None) -> dict[str, Any]:
@@ -799,54 +739,3 @@ def _export_summary(artifact: Any, run: Path, checkpoint: Path) -> dict[str, Any
         "formats": formats,
         "graphs": graphs,
     }
-
-
-def _artifact_lines(artifact: Any) -> list[tuple[str, str]]:
-    """What `inspect` tells, a line each: digests are for copying, so nothing is folded into a table."""
-    manifest = artifact.manifest
-    image, source = manifest.model.image, manifest.source
-    return [
-        ("name", manifest.name),
-        ("digest", artifact.digest),
-        ("created", manifest.created_at.isoformat(timespec="seconds")),
-        ("generator", f"{manifest.model.generator}, {manifest.model.parameters:,} parameters"),
-        ("images", f"{image.height} x {image.width} x {image.channels} uint8"),
-        ("latents", f"{manifest.latent.dim} normals, {manifest.latent.sampler}"),
-        ("labels", "none" if manifest.labels is None else ", ".join(manifest.labels)),
-        ("source", f"run {source.run}, {source.checkpoint}, recipe {source.recipe}, data {source.dataset}"),
-        *(
-            ("file", f"{name}  {entry.bytes:,} bytes  sha256:{entry.sha256}")
-            for name, entry in sorted(manifest.files.items())
-        ),
-        *(("training", f"{key} = {value:.6g}") for key, value in sorted(manifest.training.items())),
-        ("versions", ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))),
-    ]
-
-
-def _graph_table(graphs: list[Any]) -> "Table":
-    from rich.table import Table
-
-    columns = ("format", "bytes", "nodes", "multiply-\nadds", "us/image\nat batch")
-    table = Table(*columns, title="an image's cost on this CPU, 1 thread")
-    table.columns[0].no_wrap = True  # half a name is no name
-    table.columns[0].min_width = max((len(facts.file) for facts in graphs), default=0)
-    for facts in graphs:
-        operators = ", ".join(f"{count} {name}" for name, count in facts.operators.items())
-        times = "\n".join(f"{rows:>3}: {time:,.1f}" for rows, time in (facts.us_per_image or {}).items())
-        table.add_row(
-            facts.file,
-            f"{facts.bytes:,}",
-            f"{sum(facts.operators.values())}: {operators}",
-            "-" if facts.multiply_adds is None else f"{facts.multiply_adds:,}",
-            times or "-",
-        )
-    return table
-
-
-def _parity_table(artifact: Any) -> "Table":
-    from rich.table import Table
-
-    table = Table("format", "batch", "worst difference", "pixels that differ", title="parity with PyTorch")
-    for row in artifact.manifest.parity:
-        table.add_row(row.format, str(row.batch_rows), f"{row.max_abs_diff} grey levels", f"{row.differing_share:.4%}")
-    return table
