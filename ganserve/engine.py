@@ -18,7 +18,7 @@ import onnxruntime
 
 from ganserve import cuda, imaging
 from ganserve import latents as sampler
-from ganserve.artifact import ONNX, ONNX_FLOAT16, Artifact, Golden, Manifest
+from ganserve.artifact import ONNX, ONNX_FLOAT16, Artifact, Manifest
 from ganserve.cost import check_cost
 from ganserve.errors import EngineError, GoldenMismatchError, InferenceError, ProviderError
 
@@ -60,7 +60,7 @@ class Engine:
         precision: float32 or float16: which of the artifact's graphs runs.
         threads: intra-op threads of the session (CPU).
         cheapest_rows: the bucket to run at most, by the warm-up's figures; larger batches are run in pieces of it.
-        bucket_ms: bucket -> milliseconds of its fastest warm-up run.
+        bucket_ms: bucket -> milliseconds of its fastest warm-up run; none of those that are too large to be worth it.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Engine:
         bind = self.provider == CUDA if bind_buckets is None else bind_buckets
         self._bound = self._bind(device_id) if bind else None
         self._golden = artifact.read_golden()
-        self.bucket_ms = self._warm_up(self._golden)
+        self.bucket_ms = self._warm_up()
         if self._bound is not None:
             self.buckets = self._agreeing_buckets(self._bound)
             self.bucket_ms = {rows: self.bucket_ms[rows] for rows in self.buckets}
@@ -173,21 +173,35 @@ class Engine:
             for index, rows in enumerate(self.buckets, start=1)
         }
 
-    def _warm_up(self, golden: Golden) -> dict[int, float]:
-        """Runs every bucket until two repeats agree it is warm: milliseconds of the fastest run of each."""
+    def _warm_up(self) -> dict[int, float]:
+        """`time_ms` of the buckets, the smallest first, as long as a larger one may be the cheapest to run.
+
+        Those that are not may take more memory and time than all others together: 256 rows of the pretrained generator
+        have activations of 40 MB, which the session would keep. Buffers that are bound are all captured, though.
+        """
         costs: dict[int, float] = {}
+        row_ms = least = math.inf
         for rows in self.buckets:
-            latents = np.resize(golden.latents, (rows, self.manifest.latent.dim))
-            labels = None if golden.labels is None else np.resize(golden.labels, rows)
-            times: list[float] = []
-            spent_ms = 0.0
-            while len(times) < 3 or (spent_ms < 10.0 and len(times) < 20):
-                start = time.perf_counter()
-                self.run_batch(latents, labels)
-                times.append((time.perf_counter() - start) * 1e3)
-                spent_ms += times[-1]
-            costs[rows] = min(times[1:])  # the first one pays for allocation, algorithm search and graph capture
+            if self._bound is None and rows * row_ms > _PATIENCE_MS and row_ms > 0.95 * least:
+                break  # the last one gained nothing by its size, and this one would take too long
+            least = min(least, row_ms)
+            costs[rows] = self.time_ms(rows)
+            row_ms = costs[rows] / rows
         return costs
+
+    def time_ms(self, rows: int) -> float:
+        """Milliseconds of the fastest of some runs of one batch; the first one, which does not count, warms it up."""
+        golden = self._golden
+        latents = np.resize(golden.latents, (rows, self.manifest.latent.dim))
+        labels = None if golden.labels is None else np.resize(golden.labels, rows)
+        times: list[float] = []
+        spent_ms = 0.0
+        while len(times) < 3 or (spent_ms < 5.0 and len(times) < 20):
+            start = time.perf_counter()
+            self.run_batch(latents, labels)
+            times.append((time.perf_counter() - start) * 1e3)
+            spent_ms += times[-1]
+        return min(times[1:])  # the first one pays for allocation, algorithm search and graph capture
 
     def _agreeing_buckets(self, bound: Mapping[int, "_BoundBucket"]) -> tuple[int, ...]:
         """Those of the bound buckets in which rows get the same bits as in the largest.

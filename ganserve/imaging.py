@@ -7,7 +7,6 @@ import zlib
 
 import numpy as np
 import numpy.typing as npt
-from PIL import GifImagePlugin, Image
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -47,6 +46,8 @@ def encode_gif(pixels: Pixels, *, duration_ms: int) -> bytes:
         pixels: uint8 [N, H, W, C], N >= 1, C 1 or 3; H and W below 65536.
         duration_ms: how long each frame is shown: a multiple of 10, GIF counts in hundredths of a second.
     """
+    from PIL import GifImagePlugin, Image  # here: 10 ms and 2 MB of every worker's start, and few ask for a GIF
+
     count, height, width, channels = pixels.shape
     pieces = [
         b"GIF89a",

@@ -1,7 +1,8 @@
 """The BentoML service: lifecycle, and the front door.
 
 `bentoml serve` in a directory with `bentofile.yaml` imports this module in the parent and again in every worker. In the
-parent it checks that there is something to serve; in a worker it opens the engine, proves it, and opens the door.
+parent it checks that there is something to serve; in a worker it opens the engine, proves it, and opens the door. What
+only a worker needs is imported where it does: nobody is answered before the parent has read its part.
 """
 
 import asyncio
@@ -18,22 +19,21 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLException
 
 from ganserve import cpu, cuda
-from ganserve.api import native, protocol
-from ganserve.api.app import FrontDoor
-from ganserve.api.http import Context
 from ganserve.artifact import find_artifact
-from ganserve.batcher import Batcher
 from ganserve.engine import Engine, cuda_obstacle
 from ganserve.errors import GanserveError
-from ganserve.metrics import Metrics
 from ganserve.settings import Settings
+
+if TYPE_CHECKING:
+    from ganserve.api.app import FrontDoor
+    from ganserve.batcher import Batcher
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +106,15 @@ def _device_id(worker: int) -> int:
 class FrontedService(bentoml.Service):  # type: ignore[misc]  # bentoml's exports are lazy, so mypy sees Any
     """A BentoML service whose workers answer through the front door; BentoML's own application stands behind it."""
 
-    door: FrontDoor
+    door: "FrontDoor"
 
-    def to_asgi(self, is_main: bool = True) -> FrontDoor:
+    def to_asgi(self, is_main: bool = True) -> "FrontDoor":
         """Each worker asks for its application here, before it starts uvicorn."""
+        # What has been imported stays: the collector's walk through it, in `start`, would take 50 ms.
+        gc.freeze()
+        from ganserve.api import protocol
+        from ganserve.api.app import FrontDoor
+
         self.door = FrontDoor(super().to_asgi(is_main), settings)
         protocol.install(self.door)
         return self.door
@@ -171,12 +176,16 @@ class GanServe:
                     device=settings.device,
                     precision=settings.precision,
                     threads=cpu.threads_per_worker(),
-                    max_batch_rows=16,
+                    max_batch_rows=1,
                 )
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """On the worker's event loop: the engine is proven, so the door may open."""
+        from ganserve.api.http import Context
+        from ganserve.batcher import Batcher
+        from ganserve.metrics import Metrics
+
         self.metrics = Metrics(
             BentoMLContainer.metrics_client.get().prometheus_client,
             name=self.engine.manifest.name,
@@ -261,6 +270,8 @@ class GanServe:
         door answers the route itself: BentoML on its way here would take "3" for 3, pass over unknown fields, and log
         a traceback for each 400.
         """
+        from ganserve.api import native
+
         fields = {
             "n": n,
             "seed": seed,

@@ -131,11 +131,27 @@ def test_bad_rows_are_an_inference_error(artifact, unconditional, bind_buckets):
 # What it costs.
 
 
-def test_costs_are_measured_for_every_bucket(engine):
-    """The warm-up has a positive figure for every bucket, and the cheapest row is in one of them."""
+def test_costs_are_measured_for_cheap_buckets(engine):
+    """The warm-up has a positive figure for every bucket of a generator that costs next to nothing."""
     assert tuple(engine.bucket_ms) == engine.buckets == (1, 2, 4, 8, 16, 32, 64, 128, 256)
     assert all(0 < cost < 1000 for cost in engine.bucket_ms.values())
     assert engine.cheapest_rows in engine.buckets
+
+
+@pytest.mark.parametrize(
+    ("row_ms", "bind_buckets", "warm"),
+    [
+        (lambda rows: 0.1, False, (1, 2, 4, 8, 16, 32)),  # 64 would take 6.4 ms
+        (lambda rows: 0.1, True, (1, 2, 4, 8, 16, 32, 64, 128, 256)),  # captured, so all of them
+        (lambda rows: 10.0 / rows, False, (1, 2, 4, 8, 16, 32, 64, 128, 256)),  # each cheaper than the one before
+        (lambda rows: 10.0 / rows if rows <= 16 else 1.0, False, (1, 2, 4, 8, 16, 32)),  # but this one
+    ],
+)
+def test_large_buckets_that_gain_nothing_are_not_run(artifact, monkeypatch, row_ms, bind_buckets, warm):
+    """Where a bucket was no cheaper a row than smaller ones, none is tried that would keep others waiting."""
+    monkeypatch.setattr(Engine, "time_ms", lambda self, rows: rows * row_ms(rows))
+    made = Engine(artifact, device="cpu", bind_buckets=bind_buckets)
+    assert tuple(made.bucket_ms) == warm
 
 
 @pytest.mark.parametrize(
