@@ -201,7 +201,7 @@ def _repeat(request: Request, context: Context, accept: str, labels: Labels | No
     return Repeat(
         before=start,
         reader=tensors(manifest.latent.dim, manifest.num_classes),
-        encode=npy_bytes if accept == NPY else lambda pixels: imaging.encode_png(pixels[0]),
+        encode=lambda pixels: (npy_bytes(pixels) if accept == NPY else imaging.encode_png(pixels[0]),),
         labels=labels,
     )
 

@@ -68,6 +68,7 @@ _uvicorn_logger.setLevel(logging.ERROR)
 
 MAX_PIPELINED = 64  # unanswered requests on one connection; more are not parsed, then left in the socket
 MAX_PIPELINED_ROWS = 256  # the same for images: a client that reads nothing is owed these and one more request's
+_JOINED_BYTES = 16384  # of an answer: more are not copied to be one piece
 _SLICE_BYTES = 2048  # parsed at once: a request, or a few dozen of the smallest
 _MESSAGES_A_TURN = 16  # requests of one connection in one turn of the loop: then others have theirs
 _REMEMBERED_HEADS, _REMEMBERED_HEAD_BYTES = 256, 2048
@@ -628,21 +629,26 @@ class FastProtocol(HttpToolsProtocol):
                 repeated.first_lines = _first_lines_of(response)
             return
         started_at = time.perf_counter()
-        body = repeated.repeat.encode(pixels)
+        pieces = repeated.repeat.encode(pixels)
         encode_s = time.perf_counter() - started_at
         identity = new_request_id()
         timing = server_timing(repetition, encode_s)
-        last = f"server-timing: {timing}\r\ncontent-length: {len(body)}\r\nx-request-id: {identity}\r\n\r\n"
+        size = sum(map(len, pieces))
+        last = f"server-timing: {timing}\r\ncontent-length: {size}\r\nx-request-id: {identity}\r\n\r\n"
+        lines = (first_lines, self._default_lines(), last.encode("ascii"))
         waiting.clear()
         self._owed_rows -= repetition.rows
         self._was_active = True
-        self.transport.write(b"".join((first_lines, self._default_lines(), last.encode("ascii"), body)))
+        if size > _JOINED_BYTES:
+            self.transport.writelines((b"".join(lines), *pieces))
+        else:
+            self.transport.write(b"".join((*lines, *pieces)))
         self.server_state.total_requests += 1
         if context.metrics is not None:
             context.metrics.answered(repetition.head.match.template, 200)
             context.metrics.encoded(encode_s)
         if self.door.access_log is not None:
-            self._log(repetition, identity, Response(body=body, rows=repetition.rows))
+            self._log(repetition, identity, Response(body=b"".join(pieces), rows=repetition.rows))
 
     def _in_task(self, exchange: _Exchange, answering: Any) -> None:
         """Awaits what is too dear for a parser callback."""

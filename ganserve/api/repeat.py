@@ -62,7 +62,8 @@ class Repeat:
     Attributes:
         before, after: how many bytes of the body come before the tensors, and after them.
         reader: reads them.
-        encode: makes the answer's body of uint8 [rows, H, W, C]; status and headers are always the same.
+        encode: makes the answer's body, in one-dimensional pieces, of uint8 [rows, H, W, C]; status and headers are
+            always the same.
         labels: int64 [rows], if they are not among the tensors but said by what is around them.
     """
 
@@ -74,7 +75,7 @@ class Repeat:
         before: int,
         after: int = 0,
         reader: Tensors,
-        encode: Callable[[Pixels], bytes],
+        encode: Callable[[Pixels], Sequence[bytes | memoryview]],
         labels: Labels | None = None,
         numbers: int | None = None,
     ) -> None:

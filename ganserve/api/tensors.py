@@ -144,16 +144,28 @@ def read_inference(body: bytes, header_length: str | None, model: Model) -> tupl
 
 def write_inference(form: Form, pixels: Pixels) -> Response:
     """The answer: `pixels`, uint8 [N, H, W, C], in the form that the plan wants."""
-    return Response(content_type=OCTETS if form.binary else JSON, headers=form.headers, body=encode(form, pixels))
+    body = b"".join(encode(form, pixels))
+    return Response(content_type=OCTETS if form.binary else JSON, headers=form.headers, body=body)
 
 
-def encode(form: Form, pixels: Pixels) -> bytes:
-    """The answer's body."""
+def encode(form: Form, pixels: Pixels) -> tuple[bytes | memoryview, ...]:
+    """The answer's body, in pieces."""
     if form.binary:
-        # A few images are copied twice sooner than a view of them is made.
-        content = pixels.tobytes() if pixels.nbytes <= _FEW_BYTES else np.ascontiguousarray(pixels).data
-        return b"".join((form.head, content))
-    return b"".join((form.head, orjson.dumps(pixels.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY), b"}]}"))
+        return form.head, binary(pixels)
+    return form.head, orjson.dumps(pixels.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY), b"}]}"
+
+
+def binary(pixels: Pixels) -> bytes | memoryview:
+    """The pixels' bytes: a view of many, which need not be copied on their way to the socket, or a copy.
+
+    A few are copied sooner than a view of them is made. And a view keeps the whole batch in memory until the client has
+    read it, so it is only made for who has half of that, or more.
+    """
+    if pixels.nbytes <= _FEW_BYTES or not pixels.flags.c_contiguous:
+        return pixels.tobytes()
+    if isinstance(pixels.base, np.ndarray) and pixels.base.nbytes > 2 * pixels.nbytes:
+        return pixels.tobytes()
+    return pixels.reshape(-1).data
 
 
 def repeat_of(plan: Plan, body: bytes, labels: Labels | None, model: Model) -> Repeat | None:

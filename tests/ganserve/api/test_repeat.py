@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from ganserve import latents
 from ganserve.api import exchange, protocol
+from ganserve.api.tensors import binary
 from tests.ganserve.api.inference import PATH, document, pixels_of
 
 DIM = 16
@@ -113,6 +115,37 @@ def test_repeated_requests_of_several_rows(connection, engine, ask, count):
         status, told, content = connection.ask("POST", path, body, **headers)
         assert status == 200, content
         np.testing.assert_array_equal(_pixels(told, content), engine.run(rows, labels))
+
+
+def test_large_answers_wait_for_a_slow_reader(served, engine, transport, handled):
+    """Pixels that are not copied on their way to the socket are whole when a client reads them late, piece by piece."""
+    asked = [_rows(seed, 600) for seed in range(140, 240, 10)]
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as slow, slow.makefile("rb") as file:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        for rows, labels in asked:  # in sum, more than the sockets hold
+            path, headers, body = _v2_binary(rows, labels)
+            told = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+            head = f"POST {path} HTTP/1.1\r\nhost: x\r\n{told}content-length: {len(body)}\r\n\r\n"
+            slow.sendall(head.encode() + body)
+            time.sleep(0.05)  # each is answered before the next one is there
+        for rows, labels in asked:
+            assert file.readline().split()[1] == b"200"
+            lines = dict(line.decode().strip().split(": ", 1) for line in iter(file.readline, b"\r\n"))
+            content = file.read(int(lines["content-length"]))
+            np.testing.assert_array_equal(pixels_of(lines, content), engine.run(rows, labels))
+    if transport == "protocol":
+        assert len(handled) < len(asked)  # a body that comes in pieces is handled
+
+
+def test_pixels_are_copied_where_a_view_would_keep_others_too():
+    """A view of many rows keeps their batch in memory: half of it or more is given as a view, less as a copy."""
+    batch = np.arange(64 * 28 * 28, dtype=np.uint64).astype(np.uint8).reshape(64, 28, 28, 1)
+    for rows, viewed in ((slice(0, 64), True), (slice(32, 64), True), (slice(0, 16), False), (slice(0, 2), False)):
+        content = binary(batch[rows])
+        assert bytes(content) == batch[rows].tobytes()
+        assert len(content) == batch[rows].nbytes
+        assert isinstance(content, memoryview) == viewed
+    assert bytes(binary(batch[::2])) == batch[::2].tobytes()  # not contiguous
 
 
 @pytest.mark.parametrize("label", [10, -1, 2**63 - 1, -(2**63)])
