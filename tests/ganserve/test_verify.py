@@ -226,6 +226,16 @@ def waiting(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Shape", ["latents"], ["size"]))
 
 
+def without_factor(model: onnx.ModelProto) -> None:
+    """A product that has one factor."""
+    del model.graph.node[0].input[1:]
+
+
+def with_gap(model: onnx.ModelProto) -> None:
+    """A product whose second factor comes third."""
+    model.graph.node[0].input.insert(1, "")
+
+
 FALSE = {
     "weights of another": (changed_weights, "golden", "golden images differ by up to"),
     "a statement": (metadata("ganserve.labels", "0,1"), "metadata", "ganserve.labels is '0,1', the manifest says"),
@@ -240,6 +250,9 @@ FALSE = {
         "opset",
         "opset must be 17 to 26, got 12",
     ),
+    "an opset below all": (lambda model: setattr(model.opset_import[0], "version", -5), "opset", "got -5"),
+    "half a product": (without_factor, "cost", "the inputs of MatMul do not fit together"),
+    "a product with a gap": (with_gap, "cost", "the inputs of MatMul do not fit together"),
     "two islands": (island, "gpu", "falls apart into 2 islands"),
     "a host operator": (waiting, "gpu", "Shape need the CPU between kernels"),
     "a node from nowhere": (
