@@ -339,6 +339,22 @@ def test_a_record_beyond_the_limits_fails(made: Path) -> None:
     assert (fault.name, fault.figures["max_abs_diff"]) == ("parity", 9)
 
 
+def test_each_figure_of_a_record_is_compared(made: Path) -> None:
+    """Grey levels of one batch do not hide the pixels of another; float images have a limit of their own."""
+    rows = [
+        {"format": ONNX, "batch_rows": 1, "max_abs_diff": 1, "differing_share": 0.0001},
+        {"format": ONNX, "batch_rows": 2, "max_abs_diff": 0, "differing_share": 0.5},
+    ]
+    edit(made, lambda document: document.update(parity=rows))
+    (fault,) = failures(verify(str(made)))
+    assert (fault.file, fault.name, fault.figures["differing_share"]) == (ONNX, "parity", 0.5)
+    put(made, ONNX_IMAGES, graph(as_images))
+    rows = [{"format": ONNX_IMAGES, "batch_rows": 1, "max_abs_diff": 0, "differing_share": 0.0, "max_abs_error": 0.1}]
+    edit(made, lambda document: document.update(parity=rows))
+    (fault,) = failures(verify(str(made)))
+    assert (fault.file, fault.name, fault.figures["max_abs_error"]) == (ONNX_IMAGES, "parity", 0.1)
+
+
 def test_graphs_of_the_manifest_are_compared(made: Path) -> None:
     """What the manifest says of the graph must be what the graph is."""
     spec = {
