@@ -56,3 +56,9 @@ def test_texts_of_an_artifact_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     assert "\x07" not in done.stdout
     assert "run \\x1b[2J[/bold]\\nname       other" in done.stdout
     assert "[/bold]\\x07" in done.stdout
+    document["\x1b[2J"] = 1
+    (made / MANIFEST).write_text(json.dumps(document))
+    refused = run("inspect", str(made), cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "\x1b" not in refused.stderr
+    assert "\\x1b[2J: Extra inputs are not permitted" in refused.stderr
