@@ -18,8 +18,11 @@ def check_package(path: Path, *, holds: Callable[[str], bool], replace: bool) ->
     Raises:
         ExportError: something is there that must stay.
     """
-    if not (path.exists() or path.is_symlink()):
-        return
+    try:
+        if not (path.exists() or path.is_symlink()):
+            return
+    except OSError as err:
+        raise ExportError(f"cannot write {str(path)[:256]}: {err.strerror}", hint="choose another --out") from err
     if not replace:
         raise ExportError(f"{path} exists already", hint="pass --force to replace it, or --out for another place")
     foreign = path if path.is_symlink() or not path.is_dir() else _foreign(path, holds)

@@ -50,10 +50,18 @@ def export_torchscript(generator: ExportedGenerator, metadata: Mapping[str, str]
 
 
 def load_torchscript(content: bytes) -> torch.jit.ScriptModule:
-    """Loads what `export_torchscript` made. TorchScript is code: only ever call this on bytes that you made."""
+    """Loads what `export_torchscript` made. TorchScript is code: only ever call this on bytes that you made.
+
+    Raises:
+        InferenceError: it is not TorchScript.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as above
-        return torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call, no-any-return]
+        try:
+            return torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call, no-any-return]
+        except RuntimeError as err:
+            reason = str(err).partition("\n")[0]
+            raise InferenceError(f"{TORCHSCRIPT} cannot be opened: {reason}") from err
 
 
 def torchscript_runner(content: bytes) -> Runner:

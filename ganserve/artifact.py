@@ -64,6 +64,13 @@ class ImageSpec(_Strict):
     channels: Literal[1, 3]
     value_range: tuple[float, float]
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.value_range
+        if not low < high:
+            raise ValueError(f"value_range must rise, got {low:g} to {high:g}")
+        return self
+
 
 class ModelSpec(_Strict):
     """The generator that was exported."""
@@ -270,8 +277,13 @@ class Artifact:
         content = self.read(GOLDEN)
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                members = archive.infolist()
+                if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                     raise ArtifactError(f"{self.path / GOLDEN} is compressed; golden images are stored plain")
+                if len({member.filename for member in members}) < len(
+                    members
+                ):  # one reader takes the first, one the last
+                    raise ArtifactError(f"{self.path / GOLDEN} has a member twice")
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 latents, pixels = arrays["latents"], arrays["pixels"]
                 labels = arrays.get("labels")
@@ -327,7 +339,7 @@ def open_artifact(path: Path) -> Artifact:
     except (ValueError, RecursionError) as err:
         raise ArtifactError(f"{path / MANIFEST} is not JSON: {err}") from err
     version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:  # to Python true and 1.0 are 1, and to JSON not
         raise ArtifactError(
             f"{path / MANIFEST} has schema_version {version!r}; this ganserve reads {SCHEMA_VERSION}",
             hint="upgrade ganserve, or export again",
@@ -380,7 +392,10 @@ def check_target(path: Path, *, replace: bool) -> None:
     Raises:
         ArtifactError: something is there that must stay, or nothing can be made there.
     """
-    there = path.exists() or path.is_symlink()  # a link that leads nowhere is there too
+    try:
+        there = path.exists() or path.is_symlink()  # a link that leads nowhere is there too
+    except OSError as err:
+        raise ArtifactError(f"cannot write {str(path)[:256]}: {err.strerror}", hint="choose another --out") from err
     if there and not replace:
         raise ArtifactError(f"{path} exists already", hint="pass --force to replace it, or --out for another place")
     if there and not _is_ours(path):
@@ -388,6 +403,10 @@ def check_target(path: Path, *, replace: bool) -> None:
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
         raise ArtifactError(f"cannot write {path}: {above} is not a directory", hint="choose another --out")
+    if _listed(above) is not None:
+        raise ArtifactError(
+            f"cannot write {path}: {above} is an artifact, which holds nothing but itself", hint="choose another --out"
+        )
     if not os.access(above, os.W_OK | os.X_OK):
         raise ArtifactError(f"cannot write {path}: {above} is read-only here", hint="choose another --out")
 
@@ -439,13 +458,18 @@ def _is_ours(path: Path) -> bool:
     """Whether a directory holds an artifact, damaged or not, and nothing else: only that may be deleted."""
     if path.is_symlink() or not path.is_dir():
         return False
+    listed = _listed(path)
+    return listed is not None and all(entry.name in listed and not entry.is_dir() for entry in path.iterdir())
+
+
+def _listed(path: Path) -> set[str] | None:
+    """The files of the artifact in a directory, damaged or not; None where there is none."""
     try:
         document = json.loads(_read_plain(path / MANIFEST, limit=MAX_MANIFEST_BYTES))
-        listed = {MANIFEST, *document["files"]}
         ours = {"schema_version", "signature", "latent"} <= document.keys()
+        return {MANIFEST, *document["files"]} if ours else None
     except (ArtifactError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
-    return ours and all(entry.name in listed and not entry.is_dir() for entry in path.iterdir())
+        return None
 
 
 def _read_plain(path: Path, *, limit: int) -> bytes:

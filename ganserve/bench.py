@@ -12,15 +12,11 @@ import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-import onnxruntime
-
-from ganserve import imaging, latents
+from ganserve import imaging, latents, proof
 from ganserve.artifact import ONNX, ONNX_FLOAT16, ONNX_IMAGES, Artifact, open_artifact
-from ganserve.engine import CPU, CUDA_HINT, Device, Engine, Precision, cuda_obstacle
+from ganserve.engine import CUDA_HINT, Device, Engine, Precision, cuda_obstacle, read_graph
 from ganserve.errors import ConfigError, InferenceError, ProviderError
 from ganserve.proof import Labels, Latents, Pixels, Runner
 
@@ -127,7 +123,7 @@ def measure(
         on_stage(f"timing batches of {batch_rows}")
         given = _inputs(artifact, batch_rows)
         reference = runners[ONNX](*given)
-        differences = {name: imaging.difference(run(*given), reference) for name, run in runners.items()}
+        differences = {name: _difference(name, run(*given), reference) for name, run in runners.items()}
         calls = race(runners, given, rounds=rounds, span_s=span_s)
         for name, spans in calls.items():
             max_abs_diff, differing_share = differences[name]
@@ -240,25 +236,14 @@ def _engine(path: Path, threads: int, precision: Precision) -> Engine:
 def open_images(path: Path, threads: int) -> Runner:
     """`generator.float.onnx` in a plain session on the CPU; the conversion to pixels is part of the time."""
     artifact = open_artifact(path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(artifact.read(ONNX_IMAGES), options, providers=[CPU])
-    low, high = artifact.manifest.model.image.value_range
-    scale = np.float32(255.0 / (high - low))
-    offset = np.float32(-low * scale)
+    content = read_graph(artifact, ONNX_IMAGES)
+    return proof.as_pixels(proof.open_images(content, threads), artifact.manifest.model.image.value_range)
 
-    def run(rows: Latents, labels: Labels | None) -> Pixels:
-        feeds: dict[str, npt.NDArray[Any]] = {"latents": rows} | ({} if labels is None else {"labels": labels})
-        try:
-            images = session.run(["images"], feeds)[0]
-        except Exception as err:  # ONNX Runtime raises its own unrelated classes, one per status code
-            raise InferenceError(f"{ONNX_IMAGES} fails on {len(rows)} rows: {err}") from err
-        grey: Pixels = np.clip(np.rint(images * scale + offset), 0, 255).astype(np.uint8)
-        return grey.transpose(0, 2, 3, 1)
 
-    return run
+def _difference(name: str, pixels: Pixels, reference: Pixels) -> tuple[int, float]:
+    if pixels.shape != reference.shape:
+        raise InferenceError(f"{name} gives {list(pixels.shape)}, {ONNX} gives {list(reference.shape)}")
+    return imaging.difference(pixels, reference)
 
 
 def _inputs(artifact: Artifact, batch_rows: int) -> tuple[Latents, Labels | None]:

@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 
 from ganserve import __version__
 from ganserve.errors import ConfigError, GanserveError
+from ganserve.plain import printable
 
 app = typer.Typer(
     name="ganserve",
@@ -52,7 +53,8 @@ def main() -> NoReturn:
     except GanserveError as err:
         if debug:
             raise
-        print(f"error: {err}", file=sys.stderr)
+        # It may quote a file of somebody else's.
+        print("error: " + "\n".join(printable(line) for line in str(err).splitlines()), file=sys.stderr)
         if err.hint:
             print(f"hint: {err.hint}", file=sys.stderr)
     except ModuleNotFoundError as err:

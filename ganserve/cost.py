@@ -18,6 +18,9 @@ Shape = tuple[int, ...]
 # Numbers in all tensors of one image, for each value in the image: the packaged generator has 83.
 _MAX_NUMBERS_A_VALUE: Final = 2048
 _MAX_NUMBERS: Final = 1 << 20  # which any generator may have, however small its images
+# Of one tensor. Without these a chain of nodes makes shapes longer and longer, or sizes of millions of digits.
+_MAX_RANK: Final = 16
+_MAX_SIZE: Final = 1 << 31
 
 
 def check_cost(model: Model, file: str, image_values: int) -> int:
@@ -62,7 +65,8 @@ def multiply_adds(model: Model, file: str) -> int:
         elif node.operator == "Conv":  # each output cell is a sum over the kernel
             total += math.prod(made) * math.prod(weights[1:])
         else:
-            total += math.prod(made) * given[0 if node.integers.get("transA", (0,))[0] else -1]
+            transposed = node.operator == "Gemm" and node.integers.get("transA", (0,))[0]
+            total += math.prod(made) * given[0 if transposed else -1]
     return total
 
 
@@ -77,6 +81,8 @@ def shapes(model: Model, file: str) -> dict[str, Shape]:
         known[value.name] = tuple(size if isinstance(size, int) else 1 for size in value.shape)
     for node in model.nodes:
         try:
+            if len(node.outputs) != 1 or (node.operator in PRODUCTS and not all(node.inputs[:2])):
+                raise ValueError("one output is expected, and of a product both factors")
             given = [known[name] for name in node.inputs if name]
             rule = _RULES.get(node.operator)
             if node.operator in _ELEMENTWISE:
@@ -85,11 +91,11 @@ def shapes(model: Model, file: str) -> dict[str, Shape]:
                 made = rule(node, given, model.weights)
             else:
                 raise ArtifactError(f"{file}: the shape that {node.operator} makes is not known here")
-            if any(size < 0 for size in made):
-                raise ValueError("an image is smaller than a kernel")
-        except (IndexError, KeyError, ValueError, ZeroDivisionError) as err:
+            if len(made) > _MAX_RANK or not all(0 <= size <= _MAX_SIZE for size in made):
+                raise ValueError("an image is smaller than a kernel, or larger than any")
+        except (ArithmeticError, IndexError, KeyError, ValueError) as err:  # infinity has no size
             raise ArtifactError(f"{file}: the inputs of {node.operator} do not fit together") from err
-        known.update(dict.fromkeys(node.outputs, made))
+        known[node.outputs[0]] = made
     return known
 
 

@@ -304,7 +304,7 @@ def _open_session(
     artifact: Artifact, device: Device, device_id: int, precision: Precision, threads: int
 ) -> tuple[onnxruntime.InferenceSession, str, str]:
     """A session, its provider, and why that one."""
-    graph = _read_graph(artifact, precision)
+    graph = read_graph(artifact, _GRAPHS[precision])
     if device == "cpu":
         return cpu_session(graph, threads), CPU, "asked for"
     obstacle = cuda_obstacle()
@@ -322,14 +322,14 @@ def _open_session(
     return cpu_session(graph, threads), CPU, f"no CUDA: {obstacle}"
 
 
-def _read_graph(artifact: Artifact, precision: str) -> bytes:
-    """The graph's bytes, fit to be opened.
+def read_graph(artifact: Artifact, file: str) -> bytes:
+    """An ONNX file's bytes, fit to be given to ONNX Runtime.
 
     Raises:
         ArtifactError: not what the manifest pins, or not what an export writes.
     """
-    content, model = artifact.read_onnx(_GRAPHS[precision])
-    check_cost(model, str(artifact.path / _GRAPHS[precision]), math.prod(artifact.manifest.pixel_shape))
+    content, model = artifact.read_onnx(file)
+    check_cost(model, str(artifact.path / file), math.prod(artifact.manifest.pixel_shape))
     return content
 
 

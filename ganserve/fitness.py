@@ -85,8 +85,11 @@ def fitness(file: str, model: Model) -> GraphSpec:
         model: what the file holds.
 
     Raises:
-        ExportError: it has a node that CUDA graphs forbid or that CUDA has no kernel for, or falls apart into islands.
+        ExportError: its opset is none of `OPSETS`; it has a node that CUDA graphs forbid or that CUDA has no kernel
+            for; or it falls apart into islands.
     """
+    if model.opset not in OPSETS:
+        raise ExportError(f"{file}: opset must be {OPSETS[0]} to {OPSETS[-1]}, got {model.opset}")
     operators = {node.operator for node in model.nodes}
     waiting = sorted(operators & HOST_OPERATORS)
     if waiting:
@@ -129,6 +132,7 @@ def compute_islands(nodes: Sequence[Node]) -> int:
 
     def root(index: int) -> int:
         while group[index] != index:
+            group[index] = group[group[index]]  # nodes in reverse make long chains: halved, none is walked twice
             index = group[index]
         return index
 
@@ -144,7 +148,7 @@ def _channels(model: Model) -> tuple[int, ...]:
     """The channels in and out of every matrix product and convolution, in order: what tensor cores multiply."""
     channels: list[int] = []
     for node in model.nodes:
-        weight = model.weights.get(node.inputs[1]) if node.operator in PRODUCTS else None
+        weight = model.weights.get(node.inputs[1]) if node.operator in PRODUCTS and len(node.inputs) > 1 else None
         if weight is None:
             continue
         transposed = node.operator == "Conv" or any(node.integers.get("transB", ()))

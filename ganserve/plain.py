@@ -1,4 +1,4 @@
-"""Files of somebody else's, read once and with care."""
+"""Files of somebody else's, read once and with care, and their texts, shown with care."""
 
 import os
 import stat
@@ -40,3 +40,8 @@ def read_plain(path: Path, *, limit: int, error: type[GanserveError], linked: bo
         if status.st_size > limit:
             raise error(f"{path} has {status.st_size} bytes, at most {limit} are expected")
         return file.read(min(limit, status.st_size) + 1)  # what was not there a moment ago is one byte too many
+
+
+def printable(text: str) -> str:
+    """The text with an escape for each character that a terminal would obey instead of showing it."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ganserve.artifact import ONNX, Artifact, ParityResult
+from ganserve.plain import printable
 
 if TYPE_CHECKING:  # each command imports its own
     from ganserve.bench import Row
@@ -60,7 +61,8 @@ def of_checks(checks: Sequence["Check"]) -> Table:
     table = Table("file", "check", "result", "figure")
     for index, check in enumerate(checks):
         repeated = index > 0 and checks[index - 1].file == check.file
-        table.add_row("" if repeated else escape(check.file), check.name, marks[check.result], escape(check.detail))
+        detail = "\n".join(printable(line) for line in check.detail.splitlines())
+        table.add_row("" if repeated else escape(check.file), check.name, marks[check.result], escape(detail))
     return table
 
 
@@ -93,7 +95,7 @@ def artifact_lines(artifact: Artifact) -> list[tuple[str, str]]:
     """What `inspect` tells, a line each: digests are for copying, so nothing is folded into a table."""
     manifest = artifact.manifest
     image, source = manifest.model.image, manifest.source
-    return [
+    lines = [
         ("name", manifest.name),
         ("digest", artifact.digest),
         ("created", manifest.created_at.isoformat(timespec="seconds")),
@@ -109,6 +111,7 @@ def artifact_lines(artifact: Artifact) -> list[tuple[str, str]]:
         *(("training", f"{key} = {value:.6g}") for key, value in sorted(manifest.training.items())),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))),
     ]
+    return [(key, printable(value)) for key, value in lines]
 
 
 def of_graphs(graphs: Sequence["GraphFacts"]) -> Table:
@@ -123,7 +126,7 @@ def of_graphs(graphs: Sequence["GraphFacts"]) -> Table:
         table.add_row(
             facts.file,
             f"{facts.bytes:,}",
-            f"{sum(facts.operators.values())}: {operators}",
+            escape(printable(f"{sum(facts.operators.values())}: {operators}")),
             "-" if facts.multiply_adds is None else f"{facts.multiply_adds:,}",
             times or "-",
         )
@@ -135,5 +138,5 @@ def of_parity(rows: Sequence[ParityResult]) -> Table:
     table = Table("format", "batch", "worst difference", "pixels that differ", title="parity with PyTorch")
     for row in rows:
         levels = f"{row.max_abs_diff} grey level{'' if row.max_abs_diff == 1 else 's'}"
-        table.add_row(row.format, str(row.batch_rows), levels, f"{row.differing_share:.4%}")
+        table.add_row(escape(printable(row.format)), str(row.batch_rows), levels, f"{row.differing_share:.4%}")
     return table

@@ -407,12 +407,19 @@ def _note_parity(book: _Book, manifest: Manifest, file: str) -> None:
     if not recorded:
         book.note(file, "parity", "skip", f"{needs}; the manifest has no record of it")
         return
-    worst = max(recorded, key=lambda row: (row.max_abs_diff, row.differing_share))
+    max_abs_diff = max(row.max_abs_diff for row in recorded)
+    differing_share = max(row.differing_share for row in recorded)
     limits = proof.LIMITS[file]
-    figures: Figures = {"max_abs_diff": worst.max_abs_diff, "differing_share": worst.differing_share}
-    told = f"{worst.differing_share:.4%} of the pixels differ, by at most {_levels(worst.max_abs_diff)}"
-    if worst.max_abs_diff > limits.max_abs_diff or worst.differing_share > limits.differing_share:
-        allowed = f"allowed: {limits.differing_share:.1%}, {_levels(limits.max_abs_diff)}"
+    figures: Figures = {"max_abs_diff": max_abs_diff, "differing_share": differing_share}
+    told = f"{differing_share:.4%} of the pixels differ, by at most {_levels(max_abs_diff)}"
+    allowed = f"allowed: {limits.differing_share:.1%}, {_levels(limits.max_abs_diff)}"
+    error = max((row.max_abs_error for row in recorded if row.max_abs_error is not None), default=None)
+    if error is not None:
+        figures["max_abs_error"] = error
+        told += f"; images by at most {error:.1e}"
+        allowed += f"; {proof.IMAGES_MAX_ERROR:.0e}"
+    beyond = max_abs_diff > limits.max_abs_diff or differing_share > limits.differing_share
+    if beyond or (error is not None and error > proof.IMAGES_MAX_ERROR):
         book.note(file, "parity", "fail", f"the manifest records that {told} ({allowed})", figures)
     else:
         book.note(file, "parity", "skip", f"{needs}; at export, {told}", figures)

@@ -285,6 +285,33 @@ def test_wrong_graph_leaves_no_artifact(checkpoint: Path, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("proof_name", "fault"),
+    [
+        ("prove", ""),
+        ("prove_labels", ""),
+        ("prove_images", ""),
+        ("prove_same", "images depend on the number of threads"),
+        ("prove_same", "golden images are not replayed"),
+    ],
+)
+def test_each_proof_stops_an_export(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proof_name: str, fault: str
+) -> None:
+    """Every proof is asked, and one that fails leaves no artifact whatever the others say."""
+    right = getattr(build_module, proof_name)
+
+    def failing(*arguments: object) -> object:
+        if fault and arguments[-1] != fault:
+            return right(*arguments)
+        raise ParityError("not so", format=ONNX, batch_rows=1, max_abs_diff=0, differing_share=0.0)
+
+    monkeypatch.setattr(build_module, proof_name, failing)
+    with pytest.raises(ParityError, match="not so"):
+        build_artifact(checkpoint, tmp_path / "artifact", run_name="run", float_output=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_existing_artifact_is_kept(artifact_path: Path, checkpoint: Path) -> None:
     """An artifact is replaced only when that was asked for."""
     before = open_artifact(artifact_path).digest

@@ -6,7 +6,7 @@ import torch
 
 from exporters.torchscript_export import export_torchscript, torchscript_runner
 from exporters.wrapper import ExportedGenerator
-from ganserve.errors import ExportError
+from ganserve.errors import ExportError, InferenceError
 from tests.exporters.test_wrapper import build
 
 
@@ -26,3 +26,10 @@ def test_a_torch_without_torchscript_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delattr(torch.jit, "trace")
     with pytest.raises(ExportError, match="has no TorchScript any more"):
         export_torchscript(ExportedGenerator(build("mlp", conditional=True), torchscript=True), {})
+
+
+def test_what_is_not_torchscript_is_an_error() -> None:
+    """A file of something else is an error of ours in one line, as `ganserve bench --against torchscript` shows it."""
+    with pytest.raises(InferenceError, match=r"^generator\.ts cannot be opened: .+") as caught:
+        torchscript_runner(b"ONNX, or anything")
+    assert "\n" not in str(caught.value)

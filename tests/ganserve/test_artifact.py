@@ -186,6 +186,20 @@ def test_where_nothing_can_be_made_is_told_before_the_work(tmp_path, monkeypatch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
+def test_nothing_is_written_into_an_artifact(made, pristine):
+    """An artifact holds nothing but itself: with another one inside it could not be replaced any more."""
+    for inside in (made / "other", made / "deep" / "other"):
+        with pytest.raises(ArtifactError, match="is an artifact, which holds nothing but itself"):
+            check_target(inside, replace=False)
+    check_target(made, replace=True)
+
+
+def test_name_that_no_disk_takes_is_an_error(tmp_path):
+    """A name beyond what a file may have is an error of ours, before the work."""
+    with pytest.raises(ArtifactError, match=r"cannot write .*: File name too long"):
+        check_target(tmp_path / ("x" * 300), replace=False)
+
+
 def test_full_disk_leaves_nothing(tmp_path, pristine, monkeypatch):
     """When the disk is full, there is no artifact and no half of one."""
 
@@ -346,6 +360,8 @@ def test_required_files_are_listed(made, required):
         (lambda d: d.update(labels=None), "signature contradicts"),
         (lambda d: d["model"]["image"].update(height=9), "signature contradicts"),
         (lambda d: d["model"]["image"].update(channels=2), "model.image.channels"),
+        (lambda d: d["model"]["image"].update(value_range=[0.0, 0.0]), "value_range must rise, got 0 to 0"),
+        (lambda d: d["model"]["image"].update(value_range=[1.0, -1.0]), "value_range must rise, got 1 to -1"),
         (lambda d: d["signature"]["outputs"].clear(), "signature contradicts"),
         (lambda d: d["files"][ONNX].update(sha256="xyz"), "files.generator.onnx.sha256"),
         (lambda d: d["files"][ONNX].update(bytes=-1), "files.generator.onnx.bytes"),
@@ -370,7 +386,7 @@ def test_thousands_of_faults_are_a_short_message(made):
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("version", [2, 0, -1, "1", None, [], 10**30])
+@pytest.mark.parametrize("version", [2, 0, -1, "1", None, [], 10**30, True, 1.0])
 def test_other_schema_versions_are_refused_with_advice(made, version):
     """A manifest of another schema version says which, and what to do, whatever else it holds."""
     (made / MANIFEST).write_text(json.dumps({"schema_version": version, "all": "different"}))
@@ -501,6 +517,16 @@ def test_compressed_golden_is_refused(made):
     assert len(bomb) < 1 << 20
     artifact = _put(made, GOLDEN, bomb)
     with pytest.raises(ArtifactError, match="is compressed"):
+        artifact.read_golden()
+
+
+def test_golden_members_are_there_once(made):
+    """A zip archive can hold two members of one name, and readers differ in which they take."""
+    content = io.BytesIO((made / GOLDEN).read_bytes())
+    with zipfile.ZipFile(content, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("latents.npy", archive.read("latents.npy"))
+    artifact = _put(made, GOLDEN, content.getvalue())
+    with pytest.raises(ArtifactError, match=r"golden\.npz has a member twice"):
         artifact.read_golden()
 
 

@@ -1,16 +1,19 @@
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from ganserve import bench
-from ganserve.artifact import ONNX, Artifact
+from ganserve.artifact import ONNX, ONNX_IMAGES, Artifact
 from ganserve.bench import Labels, Latents, Pixels, Runner
-from ganserve.errors import ConfigError
+from ganserve.errors import ArtifactError, ConfigError, InferenceError
 from tests.artifacts import make_artifact
 from tests.ganserve.test_cli import imported, run
+from tests.ganserve.test_verify import expanding, graph, outside, put
 
 SLOWER_S = 0.004
 
@@ -82,6 +85,35 @@ def test_memory_is_each_contenders_own(artifact: Artifact) -> None:
     grown = {(row.format, row.batch_rows): row.memory_bytes or 0 for row in rows}
     assert 60e6 < grown["hungry", 8] - grown["hungry", 1] < 80e6
     assert grown[ONNX, 8] < 60e6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (outside, "holds external data: weights outside the file"),
+        (expanding, "numbers for an image, at most 1,048,576 are expected"),
+    ],
+)
+def test_float_images_are_read_before_they_are_opened(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], object], message: str
+) -> None:
+    """ONNX Runtime is given no file that a server would not give it, the one that is never served neither."""
+    made = make_artifact(tmp_path / "a", latent_dim=4, num_classes=3, height=8, width=8)
+    put(made.path, ONNX_IMAGES, graph(change))
+    with pytest.raises(ArtifactError, match=message):
+        bench.open_images(made.path, 1)
+
+
+def test_images_of_another_size_cannot_be_compared(artifact: Artifact) -> None:
+    """A contender whose images have another shape is an error that names it."""
+
+    def open_narrow(path: Path, threads: int) -> Runner:
+        fast = bench.open_float32(path, threads)
+        return lambda rows, labels: fast(rows, labels)[:, :, :27]
+
+    contenders = {**bench.formats(artifact), "narrow": open_narrow}
+    with pytest.raises(InferenceError, match=r"narrow gives \[1, 28, 27, 1\], generator\.onnx gives \[1, 28, 28, 1\]"):
+        bench.measure(artifact, contenders, batches=(1,), rounds=1, span_s=0.0, unweighed=contenders)
 
 
 def test_it_needs_no_torch() -> None:

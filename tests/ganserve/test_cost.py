@@ -145,6 +145,35 @@ def test_shapes_that_do_not_fit_are_refused(content: bytes) -> None:
         shapes(read_model(content, "x.onnx"), "x.onnx")
 
 
+HOSTILE = {
+    "a product of nothing": [helper.make_node("MatMul", ["x"], ["y"])],
+    "a factor left out": [helper.make_node("MatMul", ["x", "", "w"], ["y"])],
+    "two outputs": [helper.make_node("MatMul", ["x", "w"], ["y", "z"])],
+    "no output": [helper.make_node("Relu", ["x"], [])],
+    "scales beyond numbers": [
+        helper.make_node("Resize", [f"x{index}" if index else "x", "", "s"], [f"x{index + 1}"]) for index in range(12)
+    ],
+    "more and more dimensions": [
+        helper.make_node("Unsqueeze", [f"x{index}" if index else "x", "i"], [f"x{index + 1}"]) for index in range(20)
+    ],
+}
+
+
+@pytest.mark.parametrize("nodes", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_nodes_are_errors_of_ours(nodes: list[onnx.NodeProto]) -> None:
+    """What no export writes is refused by name before anything is worked out from it, neither a crash nor hours."""
+    constants = [
+        numpy_helper.from_array(np.array([1e30, 1e30], dtype=np.float32), "s"),
+        numpy_helper.from_array(np.array([0], dtype=np.int64), "i"),
+        numpy_helper.from_array(np.zeros((4, 6), dtype=np.float32), "w"),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])]
+    graph = helper.make_graph(nodes, "g", inputs, [], constants)
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    with pytest.raises(ArtifactError, match="do not fit together"):
+        multiply_adds(read_model(content, "x.onnx"), "x.onnx")
+
+
 def test_an_unknown_operator_is_named() -> None:
     """An operator that no export writes has no shape here."""
     content = model_of(node("Softmax", "x"), {"x": [1, 4]})

@@ -1,11 +1,15 @@
+import sys
+from collections.abc import Callable
+from types import FrameType
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ganserve.errors import ExportError
-from ganserve.fitness import CUDA_KERNELS, NEWER_VERSIONS, OPSETS, describe, fitness
-from ganserve.onnx_reader import Model, read_model
+from ganserve.fitness import CUDA_KERNELS, NEWER_VERSIONS, OPSETS, compute_islands, describe, fitness
+from ganserve.onnx_reader import Model, Node, read_model
 from tests.artifacts import make_graph
 
 
@@ -51,6 +55,38 @@ def test_channels_are_those_of_products() -> None:
     assert spec.channels == (4, 6)
     assert spec.unaligned_channels == (4, 6)
     assert "0 of 2 channel counts are multiples of 8 (not: 4, 6)" in describe(spec)
+
+
+def test_a_product_without_weights_has_no_channels() -> None:
+    """A product that lacks its second factor is for the checks of shapes to refuse: here it is no crash."""
+    assert fitness("generator.onnx", graph_of(helper.make_node("MatMul", ["x"], ["y"]))).channels == ()
+
+
+@pytest.mark.parametrize("opset", [0, -5, 16, 1 << 62])
+def test_other_opsets_are_refused(opset: int) -> None:
+    """An opset that nobody tested, or that there is not, is an error that says which there are."""
+    with pytest.raises(ExportError, match=f"opset must be 17 to 26, got {opset}"):
+        fitness("generator.onnx", graph_of(helper.make_node("Relu", ["x"], ["y"]), opset=opset))
+
+
+def test_islands_are_counted_in_one_pass() -> None:
+    """A chain of 20,000 nodes in reverse order takes no longer for it: a step or two for each node."""
+    count = 20_000
+    chain = [Node(operator="Relu", inputs=(f"x{index + 1}",), outputs=(f"x{index}",)) for index in range(count)]
+    lines = 0
+
+    def traced(frame: FrameType, event: str, argument: object) -> Callable[..., object]:
+        nonlocal lines
+        lines += event == "line"
+        return traced
+
+    before = sys.gettrace()
+    sys.settrace(traced)
+    try:
+        assert compute_islands(chain) == 1
+    finally:
+        sys.settrace(before)
+    assert lines < 50 * count
 
 
 def test_kernels_of_newer_releases_are_named() -> None:

@@ -226,6 +226,16 @@ def waiting(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Shape", ["latents"], ["size"]))
 
 
+def without_factor(model: onnx.ModelProto) -> None:
+    """A product that has one factor."""
+    del model.graph.node[0].input[1:]
+
+
+def with_gap(model: onnx.ModelProto) -> None:
+    """A product whose second factor comes third."""
+    model.graph.node[0].input.insert(1, "")
+
+
 FALSE = {
     "weights of another": (changed_weights, "golden", "golden images differ by up to"),
     "a statement": (metadata("ganserve.labels", "0,1"), "metadata", "ganserve.labels is '0,1', the manifest says"),
@@ -240,6 +250,9 @@ FALSE = {
         "opset",
         "opset must be 17 to 26, got 12",
     ),
+    "an opset below all": (lambda model: setattr(model.opset_import[0], "version", -5), "opset", "got -5"),
+    "half a product": (without_factor, "cost", "the inputs of MatMul do not fit together"),
+    "a product with a gap": (with_gap, "cost", "the inputs of MatMul do not fit together"),
     "two islands": (island, "gpu", "falls apart into 2 islands"),
     "a host operator": (waiting, "gpu", "Shape need the CPU between kernels"),
     "a node from nowhere": (
@@ -324,6 +337,22 @@ def test_a_record_beyond_the_limits_fails(made: Path) -> None:
     edit(made, lambda document: document.update(parity=[row]))
     (fault,) = failures(verify(str(made)))
     assert (fault.name, fault.figures["max_abs_diff"]) == ("parity", 9)
+
+
+def test_each_figure_of_a_record_is_compared(made: Path) -> None:
+    """Grey levels of one batch do not hide the pixels of another; float images have a limit of their own."""
+    rows = [
+        {"format": ONNX, "batch_rows": 1, "max_abs_diff": 1, "differing_share": 0.0001},
+        {"format": ONNX, "batch_rows": 2, "max_abs_diff": 0, "differing_share": 0.5},
+    ]
+    edit(made, lambda document: document.update(parity=rows))
+    (fault,) = failures(verify(str(made)))
+    assert (fault.file, fault.name, fault.figures["differing_share"]) == (ONNX, "parity", 0.5)
+    put(made, ONNX_IMAGES, graph(as_images))
+    rows = [{"format": ONNX_IMAGES, "batch_rows": 1, "max_abs_diff": 0, "differing_share": 0.0, "max_abs_error": 0.1}]
+    edit(made, lambda document: document.update(parity=rows))
+    (fault,) = failures(verify(str(made)))
+    assert (fault.file, fault.name, fault.figures["max_abs_error"]) == (ONNX_IMAGES, "parity", 0.1)
 
 
 def test_graphs_of_the_manifest_are_compared(made: Path) -> None:
