@@ -97,10 +97,10 @@ def check_drift(format: str, values: Mapping[str, float]) -> None:
     """
     fid, drift = values["fid"], values["fid_drift"]
     allowed = max(LIMITS.fid, LIMITS.fid_share * (fid - drift))
-    if abs(drift) > allowed:
+    if not abs(drift) <= allowed:  # what is no number is too much
         raise QualityError(f"{format}: FID is {fid:.4f}, {drift:+.4f} from PyTorch's (allowed: {allowed:.4f})")
     drift = values.get("label_accuracy_drift", 0.0)
-    if abs(drift) > LIMITS.label_accuracy:
+    if not abs(drift) <= LIMITS.label_accuracy:
         raise QualityError(
             f"{format}: label accuracy is {values['label_accuracy']:.2%}, {drift:+.2%} from PyTorch's "
             f"(allowed: {LIMITS.label_accuracy:.2%})"

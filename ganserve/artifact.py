@@ -394,6 +394,7 @@ def check_target(path: Path, *, replace: bool) -> None:
     """
     try:
         there = path.exists() or path.is_symlink()  # a link that leads nowhere is there too
+        atomic.check_name(path)
     except OSError as err:
         raise ArtifactError(f"cannot write {str(path)[:256]}: {err.strerror}", hint="choose another --out") from err
     if there and not replace:

@@ -120,6 +120,16 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_name(path: Path) -> None:
+    """Whether what is written to this path can have its temporary name, which is longer.
+
+    Raises:
+        OSError: it cannot.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        _neighbour(path).lstat()
+
+
 def _neighbour(path: Path) -> Path:
     return path.with_name(f".{path.name}{_MARK}{os.getpid()}-{secrets.token_hex(4)}")
 

@@ -342,6 +342,10 @@ def export(
         written[str(place)] = package.write(artifact, place, replace=force)
         if not as_json:
             show(Step("write", f"{place} ({', '.join(written[str(place)])})"))
+    for package in (triton_package, kserve_package):
+        place = package.path_beside(artifact.path)
+        if package not in packages and place.exists():
+            console.print(f"{place} stays as it is, made of an earlier artifact", markup=False, soft_wrap=True)
     tag = None
     if bentoml is not None:
         tag = store.save(
@@ -566,7 +570,7 @@ def inspect(artifact: ArtifactArgument = None, as_json: JsonOption = False) -> N
     console.print(tables.of_graphs(graphs))
     for facts in graphs:
         for note in facts.notes:
-            console.print(f"note: {note}", markup=False, soft_wrap=True)
+            console.print(f"note: {printable(note)}", markup=False, soft_wrap=True)
     console.print(tables.of_parity(found.manifest.parity))
 
 

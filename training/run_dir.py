@@ -204,11 +204,10 @@ def named_checkpoint(run: Path, name: str) -> Path:
     Raises:
         RunError: there is none; the hint lists those there are.
     """
-    path = run / "checkpoints" / name
-    if not path.is_dir():
-        names = [found.name for found in checkpoints(run)]
+    names = [found.name for found in checkpoints(run)]
+    if name not in names:
         raise RunError(f"run {run} has no checkpoint {name!r}", hint=f"there are {', '.join(names) or 'none yet'}")
-    return path
+    return run / "checkpoints" / name
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

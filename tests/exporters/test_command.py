@@ -79,8 +79,10 @@ def test_what_must_stay_stops_everything(folder: Path) -> None:
 def test_an_export_goes_into_bentoml_and_is_read_from_there(folder: Path) -> None:
     """`--bentoml` stores what was written, and `inspect` takes it as `bento:NAME`."""
     store = {"BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "true"}
+    (folder / "kept-triton").mkdir()  # of an earlier export
     told = run("export", "run", "--onnx", "--out", "kept", "--bentoml", "tiny", "--json", cwd=folder, **store)
     assert told.returncode == 0, told.stderr
+    assert "kept-triton stays as it is, made of an earlier artifact" in told.stderr
     digest = open_artifact(folder / "kept").digest
     assert json.loads(told.stdout)["bentoml"] == f"tiny:{digest.removeprefix('sha256:')[:16]}"
     shown = run("inspect", "--json", cwd=folder, GANSERVE_ARTIFACT="bento:tiny", **store)

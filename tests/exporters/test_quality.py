@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,8 @@ def test_a_format_that_drifts_leaves_no_artifact(
         (10.0, -0.25, 0.0, False),  # better is not the same either
         (0.05, 0.0, 0.002, True),
         (0.05, 0.0, -0.003, False),
+        (math.nan, math.nan, 0.0, False),
+        (0.05, 0.0, math.nan, False),
     ],
 )
 def test_drift_has_limits(fid: float, drift: float, accuracy_drift: float, fine: bool) -> None:

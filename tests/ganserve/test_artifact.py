@@ -198,6 +198,8 @@ def test_name_that_no_disk_takes_is_an_error(tmp_path):
     """A name beyond what a file may have is an error of ours, before the work."""
     with pytest.raises(ArtifactError, match=r"cannot write .*: File name too long"):
         check_target(tmp_path / ("x" * 300), replace=False)
+    with pytest.raises(ArtifactError, match=r"cannot write .*: File name too long"):
+        check_target(tmp_path / ("x" * 250), replace=False)  # its temporary neighbour has a longer name
 
 
 def test_full_disk_leaves_nothing(tmp_path, pristine, monkeypatch):

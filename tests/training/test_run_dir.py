@@ -230,4 +230,6 @@ def test_a_checkpoint_is_found_by_its_name(tmp_path: Path) -> None:
     assert run_dir.named_checkpoint(tmp_path, "step-00000500").name == "step-00000500"
     with pytest.raises(RunError, match="no checkpoint 'step-500'") as caught:
         run_dir.named_checkpoint(tmp_path, "step-500")
+    with pytest.raises(RunError, match="has no checkpoint"):  # another run's, through this one
+        run_dir.named_checkpoint(tmp_path, "../checkpoints/step-00000500")
     assert caught.value.hint == "there are step-00000500"
