@@ -21,7 +21,7 @@ from training.config import TrainingConfig, differences
 from training.data import Dataset, load_dataset
 from training.device import check_precision, repeatable, resolve_device, use_available_cpus
 from training.health import episodes
-from training.judge import Judge
+from training.judge import Judge, find_evaluator
 from training.progress import Progress, SilentProgress
 from training.record import Record
 from training.state import TrainingState, new_state
@@ -80,7 +80,9 @@ def train(
         progress: what to tell of the way.
 
     Raises:
-        ConfigError: the device cannot be had, or the configuration does not fit the data.
+        ConfigError: the device cannot be had, or the configuration does not fit the data, or asks for what is not
+            installed.
+        EvaluationError: `log.evaluator` was made for other data, or cannot be read.
         DataError: the data set is missing or damaged.
         RunError: the run exists, or not, or belongs to another configuration, or is in use, or cannot be written.
         CheckpointError: none of the checkpoints is intact.
@@ -119,8 +121,6 @@ def _claimed(run: Path, config: TrainingConfig, *, resume: bool) -> Iterator[Non
     with run_dir.locked(run):
         _check_run(run, config, resume=resume)  # again: another process may have been here before the lock
         run_dir.remove_leftovers(run)
-        if config.log.tensorboard:
-            check_installed()  # before anything is written
         yield
 
 
@@ -128,7 +128,8 @@ def check_start(config: TrainingConfig, run: Path, dataset: Dataset, *, resume: 
     """Refuses what `train` would refuse, and writes nothing.
 
     Raises:
-        ConfigError: the configuration does not fit the data.
+        ConfigError: the configuration does not fit the data, or asks for what is not installed.
+        EvaluationError: `log.evaluator` was made for other data, or cannot be read.
         RunError: the run exists, or not, or belongs to another configuration or to other data.
         CheckpointError: none of the checkpoints is intact.
     """
@@ -139,13 +140,19 @@ def check_start(config: TrainingConfig, run: Path, dataset: Dataset, *, resume: 
 
 
 def _check_fit(config: TrainingConfig, dataset: Dataset) -> None:
-    """A configuration must not ask for what the data set does not have, nor for a batch that cannot be shared."""
+    """A configuration must not ask for what is not there, nor for a batch that cannot be shared."""
     distributed.check_batch(config.batch_size)
     if config.wrong_label_weight and dataset.num_classes < 2:
         raise ConfigError(
             f"wrong_label_weight is {config.wrong_label_weight}, but {dataset.name} has one class only",
             hint="set wrong_label_weight=0",
         )
+    if distributed.rank():
+        return  # what follows is used by whoever writes the run
+    if config.log.tensorboard:
+        check_installed()
+    if config.log.evaluate_images and config.log.evaluator is not None:
+        find_evaluator(config.log.evaluator, dataset.name, dataset.digest)
 
 
 def _loop(

@@ -64,7 +64,9 @@ def plan(config: TrainingConfig, run: Path, *, device: str = "auto", resume: boo
     """What `training.loop.train` would do with the same arguments; what it would refuse is refused.
 
     Raises:
-        ConfigError: the device cannot be had, or the configuration does not fit the data.
+        ConfigError: the device cannot be had, or the configuration does not fit the data, or asks for what is not
+            installed.
+        EvaluationError: `log.evaluator` was made for other data, or cannot be read.
         DataError: the data set is missing or damaged.
         RunError: the run exists, or not, or belongs to another configuration or to other data.
         CheckpointError: none of the checkpoints is intact.

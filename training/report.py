@@ -74,10 +74,10 @@ def _facts(run: Path, config: TrainingConfig, metrics: Sequence[dict[str, Any]])
 
 def _sheets(run: Path) -> list[tuple[int, str]]:
     """Step and picture of the sample sheets, evenly over the run if there are many, first and last among them."""
-    found = sorted((run / "sheets").glob("step-*.png"), key=lambda path: checkpoint_step(path.stem))
+    found = run_dir.sheets(run)
     if len(found) > _MOST_SHEETS:
         found = [found[round(i * (len(found) - 1) / (_MOST_SHEETS - 1))] for i in range(_MOST_SHEETS)]
-    return [(checkpoint_step(path.stem), _picture(path.read_bytes()) or "") for path in found]
+    return [(step, _picture(path.read_bytes()) or "") for step, path in found]
 
 
 def _settings(mapping: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

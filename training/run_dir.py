@@ -220,6 +220,12 @@ def sheet_path(run: Path, step: int) -> Path:
     return run / "sheets" / f"{checkpoint_name(step)}.png"
 
 
+def sheets(run: Path) -> list[tuple[int, Path]]:
+    """The step and the file of every sample sheet, oldest first; pictures of other names are somebody's own."""
+    found = [path for path in (run / "sheets").glob("step-*.png") if _CHECKPOINT.fullmatch(path.stem)]
+    return sorted((checkpoint_step(path.stem), path) for path in found)
+
+
 def remove_old_checkpoints(run: Path, keep: int, *, newest: Path) -> None:
     """Removes all but `newest`, whatever its step, the latest `keep - 1` of the others, and the best."""
     others = [path for path in checkpoints(run) if path != newest]
@@ -282,12 +288,14 @@ def append_metrics(run: Path, point: Mapping[str, Any]) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Every complete line of metrics.jsonl; a run that was killed may have left a last one that is not."""
+    """Every whole line of metrics.jsonl: a run that was killed, or a disk that lost power, may leave others."""
     points = []
     try:
-        for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+        for line in (run / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
-                points.append(json.loads(line))
+                point = json.loads(line)
+                if isinstance(point, dict) and isinstance(point.get("step"), int):
+                    points.append(point)
     except FileNotFoundError:
         return []
     return points

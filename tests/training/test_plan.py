@@ -1,10 +1,12 @@
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ganserve.errors import ConfigError, RunError
+import training.evaluation.evaluator
+from ganserve.errors import ConfigError, EvaluationError, RunError
 from training.config import TrainingConfig, load_recipe
 from training.loop import train
 from training.plan import plan
@@ -59,3 +61,20 @@ def test_a_plan_refuses_what_training_refuses(make_config: MakeConfig, make_data
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert plan(make_config("steps=9"), run, resume=True).config.steps == 9
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_what_is_missing_is_said_before_a_directory_is_made(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluator that is not there or is of other data, and TensorBoard: a plan and a training refuse alike."""
+    mnist = Path(training.evaluation.evaluator.__file__).with_name("mnist.safetensors")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    for change, error, says in (
+        (f"log.evaluator={tmp_path / 'nowhere.safetensors'}", EvaluationError, "cannot be read"),
+        (f"log.evaluator={mnist}", EvaluationError, "was made for mnist"),
+        ("log.tensorboard=true", ConfigError, "TensorBoard is not installed"),
+    ):
+        for start in (plan, train):
+            with pytest.raises(error, match=says):
+                start(make_config(change, "log.evaluate_images=256"), tmp_path / "run", device="cpu")
+            assert not (tmp_path / "run").exists()

@@ -46,6 +46,7 @@ class Page(HTMLParser):
 def test_a_report_has_everything_in_it(make_config: MakeConfig, tmp_path: Path) -> None:
     """Numbers, symptoms, samples of every sheet, curves, checkpoints, settings, commands; and nothing from outside."""
     run = train(make_config("steps=6"), tmp_path / "run").run
+    shutil.copy(run / "sheets/step-00000002.png", run / "sheets/step-00000002 (copy).png")  # a user's own
     lines = run_dir.read_metrics(run)
     lines[-1]["health"] = [{"name": "collapse", "what": "all <b>alike</b>", "remedy": "more & other data"}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -193,6 +193,15 @@ def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
     assert run_dir.read_metrics(tmp_path / "nowhere") == []
 
 
+def test_lines_of_metrics_that_are_no_points_are_left_out(tmp_path: Path) -> None:
+    """Bytes that are no text, values that are no objects, and objects without a step: what a damaged disk may give."""
+    lines = [b'{"step": 1, "loss": 0.1}', b"\xff\xfe", b"\0\0", b"5", b'{"loss": 1}', b'{"step": null}', b'{"step": 2}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert [point["step"] for point in run_dir.read_metrics(tmp_path)] == [1, 2]
+    run_dir.cut_metrics(tmp_path, 1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.1}\n'
+
+
 def test_a_run_has_one_writer(tmp_path: Path) -> None:
     """A second one is refused while the first is at work, and welcome afterwards."""
     with (
