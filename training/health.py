@@ -139,9 +139,14 @@ def diagnose(
         found += filter(None, (rule(config, window) for rule in (_exploding, _saturated, _vanishing, _undecided)))
     found += filter(None, [_dead_layers(gradients)])
     if judged:
+        young = step * config.images_per_step < _YOUNG_IMAGES
         late = step >= config.steps * _EARLY
         found += filter(
-            None, [_collapsed(config, judged, class_shares), _mislabelled(config, judged) if late else None]
+            None,
+            [
+                None if young else _collapsed(config, judged, class_shares),
+                _mislabelled(config, judged) if late and not young else None,
+            ],
         )
     return found
 
@@ -162,6 +167,7 @@ def episodes(points: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 _EARLY: Final = 0.25  # of a run: labels take time
+_YOUNG_IMAGES: Final = 5_000  # until then a generator has not begun, and its noise looks like anything
 _WON: Final = 0.02  # of the loss of a discriminator that cannot tell
 _FAINT: Final = 1e-4  # of a generator's gradient
 _HUGE_LOSS: Final = 50.0  # times that of a discriminator that cannot tell

@@ -117,6 +117,7 @@ def test_an_npz_is_taken_as_it_is(tmp_path: Path) -> None:
     "write",
     [
         lambda path: path.write_bytes(b"no zip"),
+        lambda path: np.savez(path, pixels=np.zeros((2, 28, 28, 1), np.uint8), labels=np.array([3.7, 1.0])),
         lambda path: path.write_bytes(b""),
         lambda path: np.savez(path, images=np.zeros((3, 28, 28, 1), np.uint8)),
         lambda path: np.savez(path, pixels=np.array([{}], dtype=object)),

@@ -147,6 +147,7 @@ def test_collapse_is_seen_in_images() -> None:
     """Images of a class that are all alike, or classes that do not come; the advice is for the kind of generator."""
     (alike,) = found(judged=WELL | {"diversity": 0.1}, class_shares=[0.1] * 10)
     assert (alike.name, "10% of what real ones do" in alike.what) == ("collapse", True)
+    assert found(judged=WELL | {"diversity": 0.1}, class_shares=[0.1] * 10, step=200) == []  # 4,800 images: not begun
     shares = [0.0] * 8 + [0.3, 0.7]
     (missing,) = found("conditional=false", "wrong_label_weight=0", judged=WELL, class_shares=shares)
     assert "8 of 10 classes are missing, 70% are of one" in missing.what

@@ -84,7 +84,7 @@ def read_npz(path: Path, count: int, seed: int) -> Images:
     try:
         with np.load(path, allow_pickle=False) as archive:
             pixels = archive["pixels"]
-            labels = archive["labels"].astype(np.int64) if "labels" in archive else None
+            labels = archive["labels"].astype(np.int64, casting="same_kind") if "labels" in archive else None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as err:
         raise EvaluationError(
             f"{path} must be an .npz with pixels uint8 [N, H, W, C] and maybe labels int64 [N]: {err}",
