@@ -123,7 +123,7 @@ def test_an_npz_is_taken_as_it_is(tmp_path: Path) -> None:
         lambda path: np.savez(path, pixels=np.array([{}], dtype=object)),
         lambda path: None,
     ],
-    ids=["text", "empty", "other names", "objects", "missing"],
+    ids=["text", "labels that are no integers", "empty", "other names", "objects", "missing"],
 )
 def test_what_is_no_npz_is_refused(tmp_path: Path, write: Callable[[Path], object]) -> None:
     """One error with the hint that makes one; nothing in it is executed."""
