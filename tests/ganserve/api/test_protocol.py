@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http import auto
 
 from ganserve import latents
-from ganserve.api import exchange, protocol
+from ganserve.api import answering, exchange, protocol
 from ganserve.api.app import FrontDoor
 from ganserve.settings import Settings
 from tests.served import Gate, Served
@@ -402,13 +402,13 @@ def test_small_bodies_that_inflate_to_large_ones_are_read_in_a_thread(served, en
     packed = gzip.compress(body)
     assert len(packed) < 1000
     dear = []
-    respond = protocol.respond
+    respond = answering.respond
 
     def counting(match, request, context):
         dear.append(len(request.body))
         return respond(match, request, context)
 
-    monkeypatch.setattr(protocol, "respond", counting)
+    monkeypatch.setattr(answering, "respond", counting)
     head = generate(7, headers="content-encoding: gzip\r\n").partition(b"\r\n\r\n")[0]
     head = head.replace(b"content-length: 11", b"content-length: %d" % len(packed))
     with Raw(served.port) as raw:
@@ -504,7 +504,7 @@ def test_one_client_cannot_take_every_turn(served):
         other.send(head_of("/v1/model"))
         assert other.answer()[0] == 200
         # A slice that is being parsed may hold a few dozen more.
-        assert max(len(connection._waiting) for connection in served.connections()) <= protocol.MAX_PIPELINED + 68
+        assert max(len(connection._waiting) for connection in served.connections()) <= answering.MAX_PIPELINED + 68
         unread = sum(len(piece) for connection in served.connections() for piece in connection._stash)
         assert unread < 5000 * len(head_of("/v1/model"))
 

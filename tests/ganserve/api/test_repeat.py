@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ganserve import latents
-from ganserve.api import exchange, protocol
+from ganserve.api import answering, exchange
 from ganserve.api.tensors import binary
 from tests.ganserve.api.inference import PATH, document, pixels_of
 
@@ -86,7 +86,7 @@ def handled(monkeypatch) -> list[str]:
         seen.append(path)
         return exchange.make_request(match, method, path, *rest)
 
-    monkeypatch.setattr(protocol, "make_request", noting)
+    monkeypatch.setattr(answering, "make_request", noting)
     return seen
 
 
