@@ -106,14 +106,15 @@ class FastProtocol(Parsing):
         """A head without its body, for longer than a client needs between two writes, is parsed: its time counts."""
         if self._early is not None:
             early, self._early = self._early, None
+            self._whole = None  # what follows is not the whole of what was read first
             super().data_received(early)
         super()._watch()
 
     def on_message_complete(self) -> None:
         """The whole request is there: its head is remembered before it begins, so that it learns of the body."""
         exchange, received = self._receiving, self._whole
+        self._whole = None  # whoever answers it
         if exchange is not None and exchange.response is None and not self._ignored:
-            self._whole = None
             first = not self._stash and self._messages == 0
             if received is not None and first and exchange.head.identity is None:
                 announced = self._announced_bytes == self._body_bytes

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ganserve import latents
 from ganserve.api import answering, exchange
+from ganserve.api import connection as connection_module
 from ganserve.api.tensors import binary
 from tests.ganserve.api.inference import PATH, document, pixels_of
 
@@ -369,3 +370,27 @@ def test_a_known_head_without_its_body_is_told_so(serve):
             connection.putheader(name.replace("_", "-"), value)
         connection.endheaders()
         assert connection.getresponse().status == 408
+
+
+def test_a_head_is_not_remembered_as_another_requests(served, transport, monkeypatch):
+    """A head that came alone, behind a request of BentoML's, is not taken for what that request began with."""
+    monkeypatch.setattr(connection_module, "_WATCH_S", 0.05)
+    body = b'{"seed": 7}'
+    ours, theirs = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\naccept: {NPY}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nx-planted: yes\r\n\r\n".encode()
+        for path in ("/v1/generate", "/livez")
+    )
+
+    def ask(peer: socket.socket, *pieces: bytes) -> bytes:
+        for piece in pieces:
+            peer.sendall(piece)
+            time.sleep(0.25)  # longer than a head may lie unparsed
+        return peer.recv(65536)
+
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as planter:
+        assert NPY.encode() in ask(planter, ours + body)
+        assert b"bentoml /livez" in ask(planter, theirs + body)
+        assert NPY.encode() in ask(planter, ours, body)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as other:
+        assert b"bentoml /livez" in ask(other, theirs + body)
