@@ -117,8 +117,7 @@ class FastProtocol(Parsing):
         if exchange is not None and exchange.response is None and not self._ignored:
             first = not self._stash and self._messages == 0
             if received is not None and first and exchange.head.identity is None:
-                announced = self._announced_bytes == self._body_bytes
-                self.heads.keep(exchange.head, received, self._body_bytes, announced=announced)
+                self.heads.keep(exchange.head, received, self._body_bytes)
         super().on_message_complete()
 
     def _repeat(self, head: Head, data: bytes, start: int) -> bool:

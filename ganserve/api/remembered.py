@@ -94,18 +94,19 @@ class Heads(dict[bytes, Head]):
 
     __slots__ = ()
 
-    def keep(self, head: Head, received: bytes, body_bytes: int, *, announced: bool) -> None:
+    def keep(self, head: Head, received: bytes, body_bytes: int) -> None:
         """Remembers the head of a request that has arrived, if it came in one piece, alone or with all its body.
+
+        Not where the body is chunked: such a head does not say how much of what follows is the request's.
 
         Args:
             head: what the parser made of it.
             received: what was read first of the request.
             body_bytes: of its body.
-            announced: whether the head says so; it does not where the body is chunked, for example.
         """
         end = received.find(b"\r\n\r\n") + 4
-        alone = len(received) == end and announced
-        if end > MAX_REMEMBERED_BYTES or not (alone or len(received) == end + body_bytes):
+        whole = len(received) in (end, end + body_bytes)
+        if end > MAX_REMEMBERED_BYTES or not whole or "transfer-encoding" in head.mapping:
             return
         if len(self) >= _HEADS:
             self.clear()

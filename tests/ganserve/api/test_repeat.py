@@ -394,3 +394,23 @@ def test_a_head_is_not_remembered_as_another_requests(served, transport, monkeyp
         assert NPY.encode() in ask(planter, ours, body)
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as other:
         assert b"bentoml /livez" in ask(other, theirs + body)
+
+
+@pytest.mark.parametrize(
+    "pieces", [(b"5\r\n{    \r\n", b"5\r\n    }\r\n0\r\n\r\n"), (b"", b"0\r\n\r\n")], ids=["some", "none"]
+)
+def test_a_chunked_body_that_comes_in_pieces_is_read_to_its_end(served, pieces):
+    """However the first piece ends, the next request like it is no shorter: what follows is not another request."""
+    first, rest = pieces
+    head = (
+        f"POST /v1/generate HTTP/1.1\r\nhost: x\r\naccept: {NPY}\r\ncontent-type: application/json\r\n"
+        f"transfer-encoding: chunked\r\nx-piece: {len(first)}\r\n\r\n"
+    ).encode()
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as peer, peer.makefile("rb") as file:
+        for _ in range(3):
+            peer.sendall(head + first)
+            time.sleep(0.1)
+            peer.sendall(rest)
+            assert file.readline() == b"HTTP/1.1 200 OK\r\n"
+            lines = dict(line.decode().strip().split(": ", 1) for line in iter(file.readline, b"\r\n"))
+            assert np.load(io.BytesIO(file.read(int(lines["content-length"])))).shape == (1, 28, 28, 1)
