@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from processes import children
+
 ROOT = Path(__file__).parents[1]
 HEAD = b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 NPY = HEAD + b"accept: application/x-npy\r\n"
@@ -105,16 +107,6 @@ class Server:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             return self.process.wait()
-
-
-def children(parent: int) -> list[int]:
-    """Process ids of its children."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            if int(stat.read_text().rpartition(") ")[2].split()[1]) == parent:
-                found.append(int(stat.parent.name))
-    return found
 
 
 def memory_mb(pid: int, field: str) -> float:

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from processes import children
+
 ROOT = Path(__file__).parents[1]
 EMPTY = """import bentoml
 
@@ -115,16 +117,6 @@ def answers(port: int, path: str) -> bool:
             return connection.getresponse().status == 200
         except OSError:
             return False
-
-
-def children(parent: int) -> list[int]:
-    """Process ids of its children."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            if int(stat.read_text().rpartition(") ")[2].split()[1]) == parent:
-                found.append(int(stat.parent.name))
-    return found
 
 
 def memory(pid: int) -> tuple[float, float]:

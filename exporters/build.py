@@ -19,7 +19,7 @@ from exporters.parity import probes, pytorch_images
 from exporters.quality import Quality, measure_quality
 from exporters.torchscript_export import export_torchscript, torchscript_runner
 from exporters.wrapper import ExportedGenerator
-from ganserve import __version__
+from ganserve import __version__, imaging
 from ganserve.artifact import (
     CARD,
     GOLDEN,
@@ -207,13 +207,15 @@ def parameters(trained: TrainedGenerator) -> int:
 
 
 def _told(file: str, results: Sequence[ParityResult], rows: int) -> str:
-    """A line about a format that passed: its worst batch."""
-    worst = max(results, key=lambda result: (result.max_abs_diff, result.differing_share))
+    """A line about a format that passed: the worst of all its batches."""
+    max_abs_diff = max(result.max_abs_diff for result in results)
+    differing_share = max(result.differing_share for result in results)
+    max_abs_error = max((result.max_abs_error for result in results if result.max_abs_error is not None), default=None)
     batches = ", ".join(str(result.batch_rows) for result in results)
-    error = "" if worst.max_abs_error is None else f"; images by at most {worst.max_abs_error:.1e}"
+    error = "" if max_abs_error is None else f"; images by at most {max_abs_error:.1e}"
     return (
         f"{file} = PyTorch on {rows:,} images at batches {batches}: "
-        f"{worst.differing_share:.4%} of the pixels differ, by at most {worst.max_abs_diff} grey level{error}"
+        f"{differing_share:.4%} of the pixels differ, by at most {imaging.levels(max_abs_diff)}{error}"
     )
 
 

@@ -37,7 +37,8 @@ class TritonPythonModel:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             chosen = {"device_id": args["model_instance_device_id"], **json.loads(parameters["cuda_options"])}
             provider = ("CUDAExecutionProvider", chosen)
-        self.session = onnxruntime.InferenceSession(graph, options, providers=[provider])
+        # By itself ONNX Runtime would go on on the CPU when a GPU fails, and only print it.
+        self.session = onnxruntime.InferenceSession(graph, options, providers=[provider], enable_fallback=0)
         allowed = json.loads(parameters["golden_differing_share"])[precision]
         self._check_golden(_verified(folder, parameters, "golden"), allowed)
 

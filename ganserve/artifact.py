@@ -280,9 +280,8 @@ class Artifact:
                 members = archive.infolist()
                 if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                     raise ArtifactError(f"{self.path / GOLDEN} is compressed; golden images are stored plain")
-                if len({member.filename for member in members}) < len(
-                    members
-                ):  # one reader takes the first, one the last
+                names = [member.filename for member in members]
+                if len(set(names)) < len(names):  # one reader takes the first, another the last
                     raise ArtifactError(f"{self.path / GOLDEN} has a member twice")
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 latents, pixels = arrays["latents"], arrays["pixels"]

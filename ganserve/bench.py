@@ -16,8 +16,8 @@ from typing import Final
 
 from ganserve import imaging, latents, proof
 from ganserve.artifact import ONNX, ONNX_FLOAT16, ONNX_IMAGES, Artifact, open_artifact
-from ganserve.engine import CUDA_HINT, Device, Engine, Precision, cuda_obstacle, read_graph
-from ganserve.errors import ConfigError, InferenceError, ProviderError
+from ganserve.engine import Device, Engine, Precision, cuda_obstacle, no_cuda, read_graph
+from ganserve.errors import ConfigError, InferenceError
 from ganserve.proof import Labels, Latents, Pixels, Runner
 
 # Opens a contender of the artifact in a directory, to be run with so many threads. A function of a module, so that
@@ -201,7 +201,7 @@ def cuda_formats(artifact: Artifact, device: Device, batches: Sequence[int]) -> 
     obstacle = "asked for the CPU" if device == "cpu" else cuda_obstacle()
     if obstacle is not None:
         if device == "cuda":
-            raise ProviderError(f"CUDA was requested but cannot be used: {obstacle}", hint=CUDA_HINT)
+            raise no_cuda(obstacle)
         return {}
     graphs: dict[str, Precision] = {ONNX: "float32", ONNX_FLOAT16: "float16"}
     return {
@@ -212,9 +212,7 @@ def cuda_formats(artifact: Artifact, device: Device, batches: Sequence[int]) -> 
 
 
 def _open_on_cuda(path: Path, threads: int, *, precision: Precision, largest: int) -> Runner:
-    engine = Engine(
-        open_artifact(path), device="cuda", precision=precision, threads=threads, max_batch_rows=max(largest, 1)
-    )
+    engine = Engine(open_artifact(path), device="cuda", precision=precision, threads=threads, max_batch_rows=largest)
     return engine.run_batch
 
 

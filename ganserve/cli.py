@@ -476,7 +476,7 @@ def evaluate(
         print(json.dumps(about | {"quality": found, "real": real}))
         return
     print(f"{images.source}: {len(images.pixels):,} images beside the test split of {reference.test.name}")
-    Console(highlight=False).print(tables.of_quality(found, real, judge.facts.class_names))
+    Console(highlight=False).print(tables.of_quality(evaluation.told(found, real, judge.facts.class_names)))
 
 
 @app.command(

@@ -39,7 +39,6 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 GOLDEN_MAX_ABS_DIFF = 1
 GOLDEN_DIFFERING_SHARE = {"float32": 0.001, "float16": 0.05}
 
-CUDA_HINT = "install the NVIDIA driver and ganserve[cuda], or set GANSERVE_DEVICE=auto (--device auto)"
 _GRAPHS = {"float32": ONNX, "float16": ONNX_FLOAT16}
 _PATIENCE_MS = 5.0
 _PROBES, _PROBE_SEED = 256, 20_260_103  # latents that buckets have to agree on: 200,704 pixels of 28 x 28 images
@@ -315,10 +314,7 @@ def _open_session(
         except ProviderError as err:
             obstacle = str(err)
     if device == "cuda":
-        raise ProviderError(
-            f"CUDA was requested but cannot be used: {obstacle}",
-            hint=CUDA_HINT,
-        )
+        raise no_cuda(obstacle)
     return cpu_session(graph, threads), CPU, f"no CUDA: {obstacle}"
 
 
@@ -331,6 +327,14 @@ def read_graph(artifact: Artifact, file: str) -> bytes:
     content, model = artifact.read_onnx(file)
     check_cost(model, str(artifact.path / file), math.prod(artifact.manifest.pixel_shape))
     return content
+
+
+def no_cuda(obstacle: str) -> ProviderError:
+    """What is raised where CUDA was asked for and cannot be had."""
+    return ProviderError(
+        f"CUDA was requested but cannot be used: {obstacle}",
+        hint="install the NVIDIA driver and ganserve[cuda], or set GANSERVE_DEVICE=auto (--device auto)",
+    )
 
 
 def cuda_obstacle() -> str | None:

@@ -97,6 +97,11 @@ def strip(pixels: Pixels) -> Pixels:
     return pixels.swapaxes(0, 1).reshape(height, count * width, channels)
 
 
+def levels(count: int) -> str:
+    """A worst difference in words."""
+    return f"{count} grey level{'' if count == 1 else 's'}"
+
+
 def difference(left: Pixels, right: Pixels) -> tuple[int, float]:
     """How far two batches of pixels are apart: worst difference in grey levels, share of pixels that differ."""
     distance = np.abs(left.astype(np.int16) - right.astype(np.int16))

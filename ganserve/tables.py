@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ganserve import imaging
 from ganserve.artifact import ONNX, Artifact, ParityResult
 from ganserve.plain import printable
 
@@ -36,22 +37,11 @@ def stages(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def of_quality(found: Mapping[str, float], real: Mapping[str, float], class_names: Sequence[str]) -> Table:
-    """`evaluate`: every metric beside that of real images, in words, and of every class its FID."""
-    from training.evaluate import MEANINGS, verdict
-
+def of_quality(metrics: Iterable[tuple[str, float, float | None, str, str]]) -> Table:
+    """`evaluate`: name, value, that of real images, verdict and meaning of every metric."""
     table = Table("metric", "value", "real images", "verdict", "what it is")
-    for name, value in found.items():
-        if not name.startswith("fid_class_"):
-            table.add_row(name, f"{value:.4g}", f"{real[name]:.4g}", verdict(name, value, real), MEANINGS[name])
-    per_class = {name: value for name, value in found.items() if name.startswith("fid_class_")}
-    worst = max(per_class, key=lambda name: per_class[name], default="")
-    for name, value in per_class.items():
-        label = class_names[int(name.removeprefix("fid_class_"))]
-        mark = f"{real[name]:.4g}" if name in real else "-"
-        words = verdict(name, value, real) if name in real else ""
-        meaning = f"fid of class {label} alone" + (", the worst" if name == worst else "")
-        table.add_row(name, f"{value:.4g}", mark, words, meaning)
+    for name, value, real, verdict, meaning in metrics:
+        table.add_row(name, f"{value:.4g}", "-" if real is None else f"{real:.4g}", verdict, meaning)
     return table
 
 
@@ -137,6 +127,6 @@ def of_parity(rows: Sequence[ParityResult]) -> Table:
     """`inspect`: how far each format was from PyTorch, batch by batch."""
     table = Table("format", "batch", "worst difference", "pixels that differ", title="parity with PyTorch")
     for row in rows:
-        levels = f"{row.max_abs_diff} grey level{'' if row.max_abs_diff == 1 else 's'}"
+        levels = imaging.levels(row.max_abs_diff)
         table.add_row(escape(printable(row.format)), str(row.batch_rows), levels, f"{row.differing_share:.4%}")
     return table

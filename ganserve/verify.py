@@ -371,8 +371,8 @@ def _open(
     max_abs_diff, differing_share = imaging.difference(pixels, golden.pixels)
     limits = proof.LIMITS[file]
     detail = (
-        f"{differing_share:.4%} of the pixels of {len(pixels)} images differ, by at most {_levels(max_abs_diff)} "
-        f"(allowed: {limits.differing_share:.1%}, {_levels(limits.max_abs_diff)})"
+        f"{differing_share:.4%} of the pixels of {len(pixels)} images differ, by at most "
+        f"{imaging.levels(max_abs_diff)} (allowed: {limits.differing_share:.1%}, {imaging.levels(limits.max_abs_diff)})"
     )
     if max_abs_diff > limits.max_abs_diff or differing_share > limits.differing_share:
         raise ParityError(
@@ -411,8 +411,8 @@ def _note_parity(book: _Book, manifest: Manifest, file: str) -> None:
     differing_share = max(row.differing_share for row in recorded)
     limits = proof.LIMITS[file]
     figures: Figures = {"max_abs_diff": max_abs_diff, "differing_share": differing_share}
-    told = f"{differing_share:.4%} of the pixels differ, by at most {_levels(max_abs_diff)}"
-    allowed = f"allowed: {limits.differing_share:.1%}, {_levels(limits.max_abs_diff)}"
+    told = f"{differing_share:.4%} of the pixels differ, by at most {imaging.levels(max_abs_diff)}"
+    allowed = f"allowed: {limits.differing_share:.1%}, {imaging.levels(limits.max_abs_diff)}"
     error = max((row.max_abs_error for row in recorded if row.max_abs_error is not None), default=None)
     if error is not None:
         figures["max_abs_error"] = error
@@ -423,7 +423,3 @@ def _note_parity(book: _Book, manifest: Manifest, file: str) -> None:
         book.note(file, "parity", "fail", f"the manifest records that {told} ({allowed})", figures)
     else:
         book.note(file, "parity", "skip", f"{needs}; at export, {told}", figures)
-
-
-def _levels(count: int) -> str:
-    return f"{count} grey level{'' if count == 1 else 's'}"

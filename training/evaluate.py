@@ -5,9 +5,9 @@ new images of the train split would, and what such images score is the mark to r
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -97,6 +97,43 @@ def _verdict(name: str, value: float, real: float, kid_std: float) -> str:
     if share >= 0.99:
         return "as real images"
     return f"{share:.1%} of real images'" + (f": {_FAULTS[name]}" if share < 0.9 else "")
+
+
+class Metric(NamedTuple):
+    """A number of `quality`, what real images score (None where they have none), and both in words."""
+
+    name: str
+    value: float
+    real: float | None
+    verdict: str
+    meaning: str
+
+
+def told(found: Mapping[str, float], real: Mapping[str, float], class_names: Sequence[str]) -> list[Metric]:
+    """Every metric of `quality`, in words; those of the classes are last.
+
+    Args:
+        found: the images'.
+        real: those of as many real images.
+        class_names: of the evaluator.
+    """
+    per_class = {name: value for name, value in found.items() if name.startswith("fid_class_")}
+    worst = max(per_class, key=lambda name: per_class[name], default="")
+    meanings = MEANINGS | {
+        name: f"fid of class {class_names[int(name.removeprefix('fid_class_'))]} alone"
+        + (", the worst" if name == worst else "")
+        for name in per_class
+    }
+    return [
+        Metric(
+            name=name,
+            value=value,
+            real=real.get(name),
+            verdict=verdict(name, value, real) if name in real else "",
+            meaning=meanings[name],
+        )
+        for name, value in sorted(found.items(), key=lambda item: item[0] in per_class)
+    ]
 
 
 Report = Callable[[str, int, int], None]  # stage, done, total

@@ -10,6 +10,7 @@ they keep what is known of the message that is arriving up to date, and say what
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import ClassVar
@@ -34,7 +35,7 @@ _TOO_MANY = (
 )
 
 
-class Connection(HttpToolsProtocol):
+class Connection(HttpToolsProtocol, ABC):
     """A client's connection. `door` belongs to the class that `protocol_class` makes."""
 
     door: ClassVar[FrontDoor]
@@ -156,13 +157,13 @@ class Connection(HttpToolsProtocol):
         """Whether a request that uvicorn handles is not answered yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
+    @abstractmethod
     def _give_up(self, limit_ms: float) -> None:
         """Ends it where a message does not arrive within its time; a subclass knows how to tell the client."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _refuse(self, error: RequestError) -> None:
         """Ends it where a message is not what it should be; a subclass knows how to tell the client."""
-        raise NotImplementedError
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left."""
